@@ -1,0 +1,219 @@
+"""Random draws that cost a seed: pure functions of (rule, seed, name), with random access, in integers alone.
+
+All randomness is the raw output of Philox4x64-10 (a counter-based generator), keyed by a hash of the rule, the
+seed and the layer's name. No floating-point sampler takes part, so a draw is bit-identical on every machine and
+library version; ``docs/formats/drawn_masks.md`` writes the rules down, and golden hashes in the tests hold them.
+
+- ``Permutation`` is an order of n positions that can be looked up in both directions without being stored. An exact
+  draw keeps the first k positions of the order: draws of one seed are nested, and drawing k positions costs k.
+- ``bernoulli`` decides each position for itself, by comparing its own 32-bit word with a threshold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+_STORED = 4096  # orders of at most so many positions are sorted and kept; larger ones are computed on look-up
+_ROUNDS = 8
+_CHUNK = 1 << 16  # positions computed at a time: the working arrays stay in the second-level cache
+
+
+def key(rule: str, seed: int, name: str) -> int:
+    """The 128-bit generator key of a draw.
+
+    Example:
+        >>> hex(key("exact", 0, "fc1.weight"))
+        '0x6081bedea8147993cafacb6f5dd04e7e'
+    """
+    digest = hashlib.sha256(f"startsparse.draw.1|{rule}|{seed}|{name}".encode()).digest()
+    return int.from_bytes(digest[:16], "little")
+
+
+def words(generator_key: int, start: int, stop: int) -> np.ndarray:
+    """Raw 64-bit integers number ``start`` up to ``stop`` of a key's stream, shape (stop - start,), uint64."""
+    block, skip = divmod(start, 4)
+    stream = np.random.Philox(key=generator_key, counter=block)
+    return np.atleast_1d(stream.random_raw(stop - start + skip))[skip:]
+
+
+class Permutation:
+    """A pseudo-random order of the positions 0 .. size-1 that is computed where it is looked at.
+
+    Small orders sort one generator word per position. Large ones run a Feistel network (8 rounds of a 32-bit
+    mixing function over the smallest power of two that holds ``size``) and walk the cycle back into range, so a
+    layer of billions of positions needs no memory.
+
+    Example:
+        >>> order = Permutation(6, "exact", 0, "fc1.weight")
+        >>> order.positions(0, 6)
+        array([1, 3, 4, 5, 0, 2])
+        >>> order.ranks(np.array([1, 3]))
+        array([0, 1])
+    """
+
+    def __init__(self, size: int, rule: str, seed: int, name: str):
+        self.size = size
+        generator_key = key(rule, seed, name)
+        if size <= _STORED:
+            self._order = np.argsort(words(generator_key, 0, size), kind="stable")
+            self._ranks = np.argsort(self._order)
+            return
+        self._order = self._ranks = None
+        bits = (size - 1).bit_length()
+        self._high, self._low = bits // 2, bits - bits // 2
+        raw = words(generator_key, 0, _ROUNDS // 2)
+        self._keys = [np.uint32(raw[i // 2] >> np.uint64(32 * (i % 2)) & 0xFFFFFFFF) for i in range(_ROUNDS)]
+
+    def positions(self, start: int, stop: int) -> np.ndarray:
+        """The positions at places ``start`` .. ``stop`` - 1 of the order, int64."""
+        if self._order is not None:
+            return self._order[start:stop]
+        return self._map(lambda lo, hi: np.arange(start + lo, start + hi), stop - start, self._backward)
+
+    def ranks(self, positions: np.ndarray) -> np.ndarray:
+        """The place of each position in the order, int64: the inverse of ``positions``."""
+        if self._ranks is not None:
+            return self._ranks[positions]
+        return self._map(lambda lo, hi: positions[lo:hi], len(positions), self._forward)
+
+    def first(self, positions: np.ndarray, count: int) -> np.ndarray:
+        """Those ``count`` of the given positions that come first in the order, in rising position."""
+        if count >= len(positions):
+            return positions
+        ranks = self.ranks(positions)
+        return positions[ranks <= np.partition(ranks, count - 1)[count - 1]] if count else positions[:0]
+
+    def _map(self, part, count: int, step) -> np.ndarray:
+        word = np.uint32 if self._high + self._low <= 32 else np.uint64
+        out = np.empty(count, np.int64)
+        for lo in range(0, count, _CHUNK):
+            hi = min(lo + _CHUNK, count)
+            value = step(part(lo, hi).astype(word))
+            outside = np.flatnonzero(value >= self.size)
+            while len(outside):  # walk the cycle until it re-enters the range: a permutation of the range
+                value[outside] = step(value[outside])
+                outside = outside[value[outside] >= self.size]
+            out[lo:hi] = value
+        return out
+
+    def _forward(self, value: np.ndarray) -> np.ndarray:
+        high, low = self._split(value)
+        for i in range(0, _ROUNDS, 2):
+            low ^= _mix(high, self._keys[i], self._low)
+            high ^= _mix(low, self._keys[i + 1], self._high)
+        return self._join(high, low, value.dtype)
+
+    def _backward(self, value: np.ndarray) -> np.ndarray:
+        high, low = self._split(value)
+        for i in range(_ROUNDS - 2, -1, -2):
+            high ^= _mix(low, self._keys[i + 1], self._high)
+            low ^= _mix(high, self._keys[i], self._low)
+        return self._join(high, low, value.dtype)
+
+    def _split(self, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mask = value.dtype.type((1 << self._low) - 1)
+        shift = value.dtype.type(self._low)
+        return (value >> shift).astype(np.uint32), (value & mask).astype(np.uint32)
+
+    def _join(self, high: np.ndarray, low: np.ndarray, dtype) -> np.ndarray:
+        return (high.astype(dtype) << dtype.type(self._low)) | low
+
+
+def _mix(half: np.ndarray, round_key: np.uint32, bits: int) -> np.ndarray:
+    """The round function: 32-bit multiply and shift, ``bits`` top bits of the result."""
+    x = half * np.uint32(0x9E3779B1)
+    x += round_key
+    x ^= x >> np.uint32(16)
+    x *= np.uint32(0x85EBCA6B)
+    x ^= x >> np.uint32(13)
+    x *= np.uint32(0xC2B2AE35)
+    x >>= np.uint32(32 - bits)
+    return x
+
+
+def exact(size: int, count: int, seed: int, name: str) -> np.ndarray:
+    """A mask of exactly ``count`` active positions, uniformly drawn, shape (size,), bool.
+
+    Masks of one seed and name are nested: a larger count keeps all that a smaller one drew.
+
+    Example:
+        >>> exact(6, 2, 0, "fc1.weight")
+        array([False,  True, False,  True, False, False])
+    """
+    order = Permutation(size, "exact", seed, name)
+    few = count <= size // 2
+    mask = np.full(size, not few)
+    mask[order.positions(0, count) if few else order.positions(count, size)] = few
+    return mask
+
+
+def exact_part(size: int, count: int, seed: int, name: str, start: int, stop: int) -> np.ndarray:
+    """Positions ``start`` .. ``stop`` - 1 of ``exact(size, count, seed, name)``, without drawing the rest."""
+    return Permutation(size, "exact", seed, name).ranks(np.arange(start, stop)) < count
+
+
+def bernoulli(
+    size: int, density: float, seed: int, name: str, start: int = 0, stop: int | None = None
+) -> np.ndarray:
+    """A mask whose positions are active independently with probability ``density``, bool.
+
+    Position i is active when its 32-bit word is below ``floor(density * 2**32)``: word i is the low (i even) or
+    high (i odd) half of raw integer i // 2. ``start`` and ``stop`` draw a part without the whole.
+
+    Example:
+        >>> whole = bernoulli(1000, 0.3, 7, "conv1.weight")
+        >>> bool((whole[100:200] == bernoulli(1000, 0.3, 7, "conv1.weight", 100, 200)).all())
+        True
+    """
+    stop = size if stop is None else stop
+    generator_key = key("bernoulli", seed, name)
+    threshold = int(density * 2**32)  # exact: a float times a power of two, then truncated
+    if threshold >= 2**32:
+        return np.ones(stop - start, bool)
+    out = np.empty(stop - start, bool)
+    for lo in range(start, stop, 8 * _CHUNK):
+        hi = min(lo + 8 * _CHUNK, stop)
+        pairs = words(generator_key, lo // 2, (hi + 1) // 2).astype("<u8").view("<u4")
+        out[lo - start : hi - start] = pairs[lo % 2 : lo % 2 + hi - lo] < threshold
+    return out
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A mask that costs a seed: everything needed to draw it again.
+
+    Args:
+        rule: "exact" (``count`` positions) or "bernoulli" (each with probability ``density``).
+        name: the layer's name, part of the key.
+        size: number of positions.
+    """
+
+    rule: str
+    seed: int
+    name: str
+    size: int
+    count: int | None = None
+    density: float | None = None
+
+    def mask(self, inside: np.ndarray | None = None) -> np.ndarray:
+        """The mask, flat bool of ``size``; with ``inside`` (flat bool), a draw from those positions alone.
+
+        An exact draw takes the first ``count`` positions of the order that lie inside.
+        """
+        if self.rule == "bernoulli":
+            drawn = bernoulli(self.size, float(self.density or 0.0), self.seed, self.name)
+            return drawn if inside is None else drawn & inside
+        count = int(self.count or 0)
+        if inside is None:
+            return exact(self.size, count, self.seed, self.name)
+        chosen = Permutation(self.size, "exact", self.seed, self.name).first(np.flatnonzero(inside), count)
+        mask = np.zeros(self.size, bool)
+        mask[chosen] = True
+        return mask
+
+    def as_dict(self) -> dict[str, int | float | str]:
+        """The fields that are set, as plain data."""
+        return {key: value for key, value in asdict(self).items() if value is not None}

@@ -1,0 +1,112 @@
+"""Which parameters of a model may be sparse: the layers, found by type and chosen by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from .names import matches, nearest, plain
+
+_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a weight's positions connect units: which axis is out, which is in, and in how many groups.
+
+    Ordinary weights are (out, in / groups, *kernel), transposed convolutions (in, out / groups, *kernel).
+    """
+
+    transposed: bool = False
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight that may be sparse: its plain parameter name, its owner and its geometry."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+    shape: tuple[int, ...]
+    geometry: Geometry = Geometry()
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter as the module holds it now."""
+        return cast(nn.Parameter, self.module._parameters[self.attribute])
+
+
+def find(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[str, Layer]:
+    """The layers of a model that may be sparse, in module order.
+
+    Args:
+        model: any module, also under DistributedDataParallel or torch.compile.
+        layers: None for the default, every Linear, convolution and attention projection weight, first and last
+            included; or parameter names, module names or globs over them (any parameter of two or more dimensions
+            may be named). A pattern that begins with ``!`` excludes; exclusions alone start from the default.
+
+    Raises:
+        ValueError: a pattern matches nothing or a vector, nothing is left, or a parameter is not initialised yet.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+        >>> list(find(model)), list(find(model, "!0"))
+        (['0.weight', '2.weight'], ['2.weight'])
+    """
+    candidates, default = _candidates(model)
+    patterns = [layers] if isinstance(layers, str) else list(layers or [])
+    chosen = set() if any(not p.startswith("!") for p in patterns) else set(default)
+    for pattern in patterns:
+        found = matches(pattern.removeprefix("!"), candidates)
+        if not found:
+            vectors = matches(pattern.removeprefix("!"), [plain(name) for name, _ in model.named_parameters()])
+            reason = f"only matches vectors ({', '.join(vectors)})" if vectors else "matches no parameter of the model"
+            raise ValueError(f"layers: {pattern!r} {reason}; {nearest(pattern.removeprefix('!'), list(candidates))}")
+        chosen = chosen - set(found) if pattern.startswith("!") else chosen | set(found)
+    if not chosen:
+        raise ValueError(f"no layer is left to be sparse: layers={layers!r}, {nearest('', list(candidates))}")
+    return {name: layer for name, layer in candidates.items() if name in chosen}
+
+
+def left_dense(model: nn.Module, chosen: dict[str, Layer]) -> dict[str, int]:
+    """Parameters of two or more dimensions that were not chosen: name -> number of weights."""
+    return {name: layer.parameter.numel() for name, layer in _candidates(model)[0].items() if name not in chosen}
+
+
+def _candidates(model: nn.Module) -> tuple[dict[str, Layer], list[str]]:
+    """Every weight that may be sparse, and the names of those that are by default. Tied weights appear once."""
+    found: dict[str, Layer] = {}
+    default: list[str] = []
+    seen: dict[int, str] = {}
+    for module_name, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            name = plain(f"{module_name}.{attribute}" if module_name else attribute)
+            if isinstance(parameter, nn.UninitializedParameter):
+                raise ValueError(f"{name} is not initialised yet: run the model once before it is made sparse")
+            if parameter.dim() < 2 or id(parameter) in seen:
+                continue
+            seen[id(parameter)] = name
+            found[name] = Layer(name, module, attribute, tuple(parameter.shape), _geometry(module, attribute))
+            if _by_default(module, attribute):
+                default.append(name)
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    return found, [name for name in default if id(found[name].parameter) not in embeddings]
+
+
+def _by_default(module: nn.Module, attribute: str) -> bool:
+    if isinstance(module, nn.Linear | _ConvNd):
+        return attribute == "weight"
+    return isinstance(module, nn.MultiheadAttention) and attribute in _ATTENTION
+
+
+def _geometry(module: nn.Module, attribute: str) -> Geometry:
+    if isinstance(module, _ConvNd) and attribute == "weight":
+        return Geometry(transposed=isinstance(module, _ConvTransposeNd), groups=module.groups)
+    return Geometry()

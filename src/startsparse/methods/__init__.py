@@ -1,0 +1,67 @@
+"""The methods, one file per paper family, and their names."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..distributions import Scaled
+from ..names import nearest
+from .base import Method as Method
+from .drop_grow import SET as SET
+from .drop_grow import RigL as RigL
+from .prune import GMP as GMP
+from .prune import SNIP as SNIP
+from .prune import Magnitude as Magnitude
+from .static import Static as Static
+from .view import Change as Change
+from .view import DenseView as DenseView
+from .view import LayerView as LayerView
+
+REGISTRY: dict[str, type[Method]] = {method.name: method for method in (Static, Magnitude, SNIP, GMP, SET, RigL)}
+KINDS = ("attach", "search", "lottery")
+
+
+def names(kind: str | None = None) -> list[str]:
+    """Names of the methods, all or of one kind: "attach", "search" or "lottery".
+
+    Example:
+        >>> names("attach")
+        ['gmp', 'magnitude', 'rigl', 'set', 'snip', 'static']
+    """
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}: {nearest(kind, KINDS)}")
+    return sorted(name for name, method in REGISTRY.items() if kind in (None, method.kind))
+
+
+def get(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        ValueError: no method has this name; the nearest one is named.
+    """
+    if name not in REGISTRY:
+        raise ValueError(f"unknown method {name!r}: {nearest(name, names())}")
+    return REGISTRY[name]
+
+
+def make(name: str, **hyper_parameters) -> Method:
+    """A method by name; hyper-parameters are spelled as in Python.
+
+    Raises:
+        ValueError: unknown name, unknown or missing hyper-parameter, or a value out of range.
+
+    Example:
+        >>> make("rigl", density=0.05).update_interval
+        100
+    """
+    method = get(name)
+    known = [field.name for field in dataclasses.fields(method)]
+    for given in hyper_parameters:
+        if given not in known:
+            raise ValueError(f"{name} has no hyper-parameter {given!r}: {nearest(given, known)}")
+    if "density" not in hyper_parameters:
+        raise ValueError(f"{name} needs a density in (0, 1]")
+    distribution = hyper_parameters.get("distribution")
+    if isinstance(distribution, dict) and set(distribution) == {"scaled"}:
+        hyper_parameters = hyper_parameters | {"distribution": Scaled(distribution["scaled"])}
+    return method(**hyper_parameters)

@@ -1,0 +1,152 @@
+"""What every method is: a frozen set of hyper-parameters and pure functions of layers and steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..distributions import Distribution, Scaled, allocate
+from ..distributions import names as distribution_names
+from ..draw import Drawn
+from ..flow import Repair
+from ..names import nearest
+from ..selection import top_k, top_k_across
+from .view import Change, LayerView
+
+Views = Mapping[str, LayerView]
+Changes = dict[str, Change]
+GLOBAL = "global"
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first mask of a layer: a draw, a flat bool tensor, or None for all of the source."""
+
+    mask: Drawn | Tensor | None = None
+    repair: Repair | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of the methods that are attached to a training loop.
+
+    Args:
+        density: live weights over all weights of the sparse layers, in (0, 1].
+        distribution: layer-wise densities: a rule name, a mapping name or glob -> density, ``Scaled``, or, where a
+            method ranks weights, ``"global"`` (the ranking decides).
+        seed: of every random decision of the method.
+    """
+
+    density: float
+    distribution: Distribution = "erk"
+    seed: int = 0
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    summary: ClassVar[str]
+    kind: ClassVar[str] = "attach"
+    ranks: ClassVar[bool] = False  # whether distribution="global" means something here
+    needs_step_gradient: ClassVar[bool] = False  # decides on a gradient of unmoved weights, before the step
+
+    def __post_init__(self):
+        if isinstance(self.density, bool) or not isinstance(self.density, int | float) or not 0 < self.density <= 1:
+            raise ValueError(f"{self.name}: density must be in (0, 1], got {self.density!r}")
+        self._integer("seed", low=None)
+        known = distribution_names() + ([GLOBAL] if self.ranks else [])
+        if isinstance(self.distribution, str) and self.distribution not in known:
+            if self.distribution == GLOBAL:
+                raise ValueError(f"{self.name} ranks no weights: distribution='global' needs one of {known}")
+            raise ValueError(f"{self.name}: unknown distribution {self.distribution!r}: {nearest(self.distribution, known)}")
+        if not isinstance(self.distribution, str | Mapping | Scaled):
+            raise ValueError(f"{self.name}: distribution must be a name, a mapping or Scaled, got {self.distribution!r}")
+
+    def _integer(self, field: str, low: int | None) -> None:
+        value = getattr(self, field)
+        if isinstance(value, bool) or not isinstance(value, int) or (low is not None and value < low):
+            bound = "" if low is None else f" >= {low}"
+            raise ValueError(f"{self.name}: {field} must be an int{bound}, got {value!r}")
+
+    def _one_of(self, field: str, allowed: tuple[str, ...]) -> None:
+        value = getattr(self, field)
+        if value not in allowed:
+            raise ValueError(f"{self.name}: unknown {field} {value!r}: {nearest(str(value), allowed)}")
+
+    def hyper_parameters(self) -> dict[str, Any]:
+        """The fields as plain data, as ``methods.make`` takes them."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if isinstance(self.distribution, Scaled):
+            fields["distribution"] = {"scaled": dict(self.distribution.base)}
+        elif isinstance(self.distribution, Mapping):
+            fields["distribution"] = dict(self.distribution)
+        return fields
+
+    # -- what a method answers; the defaults are those of a topology that never changes ------------------------
+
+    def check(self, views: Views, total_steps: int | None) -> None:
+        """Refuse, before anything is touched, what cannot work; raises ValueError."""
+
+    def start(self, views: Views) -> dict[str, Start]:
+        """The first mask of every layer."""
+        raise TypeError(f"{type(self).__name__} does not say how it starts")
+
+    def target(self, step: int, total: int, start_count: int, total_steps: int | None) -> int:
+        """Live weights scheduled once step ``step`` is done; step -1 is before the first one."""
+        return start_count
+
+    def due(self, step: int, total_steps: int | None) -> bool:
+        """Whether the topology changes at this step."""
+        return False
+
+    def wants_gradient(self, step: int, total_steps: int | None) -> bool:
+        """Whether the dense gradient of this step is needed for an update."""
+        return False
+
+    def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
+        """What is dropped and grown at this step, per layer."""
+        return {}
+
+    def phase(self, step: int, total_steps: int | None) -> str:
+        """What the method is doing, once step - 1 is done: a word for reports."""
+        return "static"
+
+    def dense_gradient_steps(self, total_steps: int) -> int:
+        """How many steps of a run compute the dense weight gradient (for counting FLOPs)."""
+        return sum(self.wants_gradient(step, total_steps) for step in range(total_steps))
+
+
+def layer_counts(
+    distribution: Distribution, views: Views, density: float, *, capacity: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Active weights per layer under a distribution, within each layer's source (or a tighter ``capacity``)."""
+    shapes = {name: view.shape for name, view in views.items()}
+    room = {name: view.capacity for name, view in views.items()} if capacity is None else capacity
+    return allocate(distribution, shapes, density, capacity=room)
+
+
+def prune_to(
+    views: Views, scores: Mapping[str, Tensor], target: int, distribution: Distribution
+) -> Changes:
+    """Drop the live weights of lowest score until ``target`` are left, over all layers or layer by layer.
+
+    Args:
+        views: the layers.
+        scores: name -> score of each live weight, (num_active,), in rising position.
+        target: live weights to keep, of all layers together.
+        distribution: ``"global"`` ranks all layers together; anything else shares ``target`` among them first.
+    """
+    if distribution == GLOBAL:
+        kept = top_k_across(scores, target)
+    else:
+        total = sum(torch.Size(view.shape).numel() for view in views.values())
+        active = {name: view.num_active for name, view in views.items()}
+        counts = layer_counts(distribution, views, target / total, capacity=active)
+        kept = {name: top_k(scores[name], counts[name], what=name) for name in views}
+    return {
+        name: Change(view.active_positions()[~kept[name]], torch.empty(0, dtype=torch.int64))
+        for name, view in views.items()
+    }

@@ -1,0 +1,133 @@
+"""What a method sees of a layer: its live weights and where new ones may grow, whoever holds them.
+
+A method never touches a module. It asks a ``LayerView`` for live values (1-D, in rising position, the row-major index
+into the weight) and for candidates, and answers with a ``Change``. Masked and sparse execution each have a view;
+``DenseView`` is the reference over plain tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..criteria import gradient as gradient_score
+from ..draw import Permutation
+from ..layers import Geometry
+from ..selection import top_k
+
+
+@dataclass(frozen=True)
+class Change:
+    """A topology event of one layer: positions that were live and are not, and the other way round.
+
+    Args:
+        dropped, grown: int64 positions, rising, shapes (num_dropped,) and (num_grown,). A position that is dropped
+            and grown again in one update is in neither: it keeps its value and state.
+    """
+
+    dropped: Tensor
+    grown: Tensor
+
+
+class LayerView(Protocol):
+    """One layer as a method sees it. All positions are int64 row-major indices, rising."""
+
+    name: str
+    shape: tuple[int, ...]
+    capacity: int  # positions of the source: the most weights that can ever live here
+    frozen: bool  # never changes after its first mask
+    geometry: Geometry
+    source: Tensor | None  # flat bool of the positions that may live; None: all
+
+    @property
+    def num_active(self) -> int: ...
+
+    def active_positions(self) -> Tensor:
+        """Where weights live, (num_active,)."""
+        ...
+
+    def active_weights(self) -> Tensor:
+        """Values of the live weights, (num_active,)."""
+        ...
+
+    def active_gradients(self) -> Tensor:
+        """Gradient of the live weights, (num_active,); zeros if none arrived."""
+        ...
+
+    def num_growable(self, returning: Tensor) -> int:
+        """How many positions could grow: inactive ones of the source, and ``returning`` (just dropped)."""
+        ...
+
+    def grow_by_gradient(self, count: int, returning: Tensor) -> Tensor:
+        """The ``count`` growable positions of highest abs(dense gradient); ties to the lower index."""
+        ...
+
+    def grow_at_random(self, count: int, returning: Tensor, seed: int, step: int) -> Tensor:
+        """``count`` growable positions drawn uniformly: a pure function of (seed, step, layer name)."""
+        ...
+
+
+@dataclass
+class DenseView:
+    """The reference view: a dense weight, its mask, its source and its dense gradient.
+
+    Args:
+        weight: any shape.
+        mask: bool, the weight's shape.
+        source: flat bool, or None for all positions.
+        gradient: dense gradient of the weight's shape, or None if no gradient arrived.
+
+    Example:
+        >>> view = DenseView("w", torch.tensor([3.0, 0.0, -1.0]), torch.tensor([True, False, True]))
+        >>> view.active_positions(), view.active_weights()
+        (tensor([0, 2]), tensor([ 3., -1.]))
+    """
+
+    name: str
+    weight: Tensor
+    mask: Tensor
+    source: Tensor | None = None
+    gradient: Tensor | None = None
+    frozen: bool = False
+    geometry: Geometry = Geometry()
+
+    def __post_init__(self):
+        self.shape = tuple(self.weight.shape)
+        self.capacity = self.weight.numel() if self.source is None else int(self.source.sum())
+
+    @property
+    def num_active(self) -> int:
+        return int(self.mask.sum())
+
+    def active_positions(self) -> Tensor:
+        return self.mask.reshape(-1).nonzero().squeeze(1)
+
+    def active_weights(self) -> Tensor:
+        return self.weight.detach()[self.mask]
+
+    def active_gradients(self) -> Tensor:
+        return torch.zeros_like(self.active_weights()) if self.gradient is None else self.gradient[self.mask]
+
+    def num_growable(self, returning: Tensor) -> int:
+        return self.capacity - self.num_active + len(returning)
+
+    def grow_by_gradient(self, count: int, returning: Tensor) -> Tensor:
+        if self.gradient is None:
+            return self._growable(returning).nonzero().squeeze(1)[:count]
+        score = gradient_score(self.gradient).reshape(-1).masked_fill(~self._growable(returning), -torch.inf)
+        return top_k(score, count, what=self.name).nonzero().squeeze(1)
+
+    def grow_at_random(self, count: int, returning: Tensor, seed: int, step: int) -> Tensor:
+        order = Permutation(self.weight.numel(), f"grow:{step}", seed, self.name)
+        growable = self._growable(returning).nonzero().squeeze(1)
+        return torch.from_numpy(order.first(growable.cpu().numpy(), count)).to(growable.device)
+
+    def _growable(self, returning: Tensor) -> Tensor:
+        growable = ~self.mask.reshape(-1)
+        if self.source is not None:
+            growable &= self.source
+        growable[returning] = True
+        return growable

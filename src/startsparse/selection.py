@@ -1,0 +1,82 @@
+"""Scores and a count in, exactly that many positions out. The only top-k in the house.
+
+Selection is exact and deterministic whatever the scores: ties go to the preferred positions first (the current mask,
+where a method wants no needless change), then to the lower index, then, across layers, to the earlier layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def top_k(scores: Tensor, count: int, *, prefer: Tensor | None = None, what: str = "scores") -> Tensor:
+    """The ``count`` highest scores as a bool tensor of the scores' shape.
+
+    Args:
+        scores: any shape, any float or integer dtype; ``-inf`` marks positions that must not be taken.
+        count: how many to take, 0 .. number of positions that are not ``-inf``.
+        prefer: bool tensor of the same shape; among equal scores these come first.
+        what: what the scores belong to, for the error.
+
+    Raises:
+        ValueError: a score is NaN, or fewer positions than ``count`` may be taken.
+
+    Example:
+        >>> top_k(torch.tensor([1.0, 3.0, 3.0, 3.0]), 2)
+        tensor([False,  True,  True, False])
+    """
+    return top_k_across({what: scores}, count, prefer=None if prefer is None else {what: prefer})[what]
+
+
+def top_k_across(
+    scores: Mapping[str, Tensor], count: int, *, prefer: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The ``count`` highest scores over all layers together, as bool tensors of the scores' shapes.
+
+    Per-layer candidates are merged; no tensor of all scores is made when ``count`` is small. Arguments and errors as
+    ``top_k``.
+
+    Example:
+        >>> top_k_across({"a": torch.tensor([1.0, 5.0]), "b": torch.tensor([3.0, 2.0])}, 2)
+        {'a': tensor([False,  True]), 'b': tensor([ True, False])}
+    """
+    _check(scores, count)
+    if count == 0:
+        return {name: torch.zeros(score.shape, dtype=torch.bool, device=score.device) for name, score in scores.items()}
+    threshold = _kth_highest([_candidates(score.reshape(-1), count) for score in scores.values()], count)
+    taken = {name: score > threshold.to(score.device) for name, score in scores.items()}
+    missing = count - sum(int(mask.sum()) for mask in taken.values())
+    for wanted in (True, False) if prefer is not None else (None,):
+        for name, score in scores.items():
+            tied = score == threshold.to(score.device)
+            if wanted is not None:
+                tied &= prefer[name] if wanted else ~prefer[name]  # type: ignore[index]
+            chosen = tied.reshape(-1).nonzero().squeeze(1)[:missing]
+            taken[name].view(-1)[chosen] = True
+            missing -= len(chosen)
+    return taken
+
+
+def _check(scores: Mapping[str, Tensor], count: int) -> None:
+    available = 0
+    for name, score in scores.items():
+        if score.is_floating_point():
+            if bool(score.isnan().any()):
+                raise ValueError(f"{name}: {int(score.isnan().sum())} of {score.numel()} scores are NaN, cannot rank them")
+            available += score.numel() - int(score.isneginf().sum())
+        else:
+            available += score.numel()
+    if not 0 <= count <= available:
+        raise ValueError(f"cannot take {count} of {available} positions ({', '.join(scores)})")
+
+
+def _candidates(flat: Tensor, count: int) -> Tensor:
+    return flat if count >= flat.numel() // 2 else flat.topk(count, sorted=False).values
+
+
+def _kth_highest(parts: list[Tensor], count: int) -> Tensor:
+    values = parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].device) for part in parts])
+    return values.kthvalue(values.numel() - count + 1).values

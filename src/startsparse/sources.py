@@ -1,0 +1,193 @@
+"""Where weights may live: the fixed set of positions that may ever be active. Masks are always a subset of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .distributions import Distribution, Scaled, allocate
+from .distributions import names as distribution_names
+from .draw import Drawn
+from .flow import POLICIES, Repair, preserve
+from .layers import Layer
+from .masks import validate
+from .names import nearest
+
+
+@dataclass(frozen=True)
+class Support:
+    """The positions of one layer that may live: a draw, a flat bool tensor, or None for all of them."""
+
+    positions: Drawn | Tensor | None = None
+    repair: Repair | None = None
+
+    def mask(self) -> Tensor | None:
+        """Flat bool, or None for all positions."""
+        if isinstance(self.positions, Drawn):
+            return torch.from_numpy(self.positions.mask())
+        return self.positions
+
+
+@dataclass(frozen=True)
+class DenseSource:
+    """Every position may live.
+
+    Example:
+        >>> DenseSource().supports({})
+        {}
+    """
+
+    name: ClassVar[str] = "dense"
+
+    def supports(self, layers: Mapping[str, Layer]) -> dict[str, Support]:
+        """The support of every layer."""
+        return {name: Support() for name in layers}
+
+
+@dataclass(frozen=True)
+class RandomSource:
+    """A random set of positions, drawn from a seed: every search and every growth stays inside it.
+
+    Args:
+        density: positions of the source over all weights of the sparse layers, in (0, 1].
+        distribution: how the positions are shared among the layers.
+        seed: of the draw; the same seed and layer name give the same positions anywhere, and a larger density keeps
+            all positions of a smaller one where the layer's count grows.
+        draw: "exact" (each layer's count to the weight) or "bernoulli" (each position for itself, the theory's
+            Erdos-Renyi source).
+        flow: "none", "add" or "keep_budget": repair dead units, see ``startsparse.flow``.
+
+    References:
+        Gadhikar et al. 2023, https://arxiv.org/abs/2210.02412
+
+    Example:
+        >>> RandomSource(0.3, "balanced").density
+        0.3
+    """
+
+    density: float
+    distribution: Distribution = "erk"
+    seed: int = 0
+    draw: str = "exact"
+    flow: str = "none"
+    name: ClassVar[str] = "random"
+
+    def __post_init__(self):
+        if isinstance(self.density, bool) or not isinstance(self.density, int | float) or not 0 < self.density <= 1:
+            raise ValueError(f"RandomSource: density must be in (0, 1], got {self.density!r}")
+        if isinstance(self.distribution, str) and self.distribution not in distribution_names():
+            known = nearest(self.distribution, distribution_names())
+            raise ValueError(f"RandomSource: unknown distribution {self.distribution!r}: {known}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"RandomSource: seed must be an int, got {self.seed!r}")
+        for field, allowed in (("draw", ("exact", "bernoulli")), ("flow", POLICIES)):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ValueError(f"RandomSource: unknown {field} {value!r}: {nearest(str(value), allowed)}")
+
+    def supports(self, layers: Mapping[str, Layer]) -> dict[str, Support]:
+        """The support of every layer."""
+        counts = allocate(self.distribution, {name: layer.shape for name, layer in layers.items()}, self.density)
+        return {name: self._support(layer, counts[name]) for name, layer in layers.items()}
+
+    def _support(self, layer: Layer, count: int) -> Support:
+        size = math.prod(layer.shape)
+        drawn = Drawn("exact", self.seed, layer.name, size, count=count)
+        if self.draw == "bernoulli":
+            drawn = Drawn("bernoulli", self.seed, layer.name, size, density=count / size)
+        if self.flow == "none":
+            return Support(drawn)
+        mask, repair = preserve(drawn.mask(), layer.shape, layer.geometry, self.seed, layer.name, self.flow)
+        return Support(torch.from_numpy(mask), repair)
+
+
+@dataclass(frozen=True)
+class ZerosSource:
+    """The weights that are not zero at attachment: what an earlier pruning or a checkpoint left.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> _ = layer.weight.data.fill_diagonal_(0)
+        >>> from startsparse.layers import find
+        >>> ZerosSource().supports(find(layer))["weight"].mask()
+        tensor([False,  True,  True, False])
+    """
+
+    name: ClassVar[str] = "zeros"
+
+    def supports(self, layers: Mapping[str, Layer]) -> dict[str, Support]:
+        """The support of every layer; a weight that holds no zero is all of it."""
+        return {name: Support(layer.parameter.detach().reshape(-1) != 0) for name, layer in layers.items()}
+
+
+@dataclass(frozen=True)
+class MaskSource:
+    """Given masks, for some layers or all: name -> bool tensor of the weight's shape; unnamed layers are free.
+
+    Example:
+        >>> from startsparse.layers import find
+        >>> source = MaskSource({"weight": torch.tensor([[True, False]])})
+        >>> source.supports(find(torch.nn.Linear(2, 1)))["weight"].mask()
+        tensor([ True, False])
+    """
+
+    masks: Mapping[str, Tensor]
+    name: ClassVar[str] = "masks"
+
+    def supports(self, layers: Mapping[str, Layer]) -> dict[str, Support]:
+        """The support of every layer."""
+        for name in self.masks:
+            if name not in layers:
+                raise ValueError(f"MaskSource: {name!r} is not a sparse layer: {nearest(name, list(layers))}")
+        validate(self.masks, {name: layers[name].shape for name in self.masks})
+        return {
+            name: Support(self.masks[name].reshape(-1).clone() if name in self.masks else None) for name in layers
+        }
+
+
+Source = DenseSource | RandomSource | ZerosSource | MaskSource
+
+_BY_NAME: dict[str, type] = {kind.name: kind for kind in (DenseSource, RandomSource, ZerosSource)}
+
+
+def names() -> list[str]:
+    """Names of the sources that plain data can describe."""
+    return sorted(_BY_NAME)
+
+
+def make(name: str, **parameters: Any) -> Source:
+    """A source by name.
+
+    Raises:
+        ValueError: unknown name or parameter, or a value out of range.
+
+    Example:
+        >>> make("random", density=0.3).distribution
+        'erk'
+    """
+    if name not in _BY_NAME:
+        raise ValueError(f"unknown source {name!r}: {nearest(name, names())}")
+    kind = _BY_NAME[name]
+    known = [field.name for field in dataclasses.fields(kind)]
+    for given in parameters:
+        if given not in known:
+            raise ValueError(f"source {name} has no parameter {given!r}: {nearest(given, known) if known else 'none'}")
+    if "density" in known and "density" not in parameters:
+        raise ValueError(f"source {name} needs a density in (0, 1]")
+    return kind(**parameters)
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """The source as plain data: its name and parameters (masks given by hand are only named)."""
+    if isinstance(source, MaskSource):
+        return {"name": source.name, "layers": sorted(source.masks)}
+    fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
+    if isinstance(fields.get("distribution"), Scaled):
+        fields["distribution"] = {"scaled": dict(fields["distribution"].base)}
+    return {"name": source.name} | fields
