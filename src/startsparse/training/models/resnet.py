@@ -1,0 +1,98 @@
+"""The CIFAR ResNet of He et al., with both shortcuts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PadShortcut(nn.Module):
+    """Option A: every second pixel, the new channels zero. No parameters."""
+
+    def __init__(self, stride: int, missing: int):
+        super().__init__()
+        self.stride, self.missing = stride, missing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C + missing, H / stride, W / stride)."""
+        half = self.missing // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.missing - half))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a way around them."""
+
+    def __init__(self, before: int, after: int, stride: int, shortcut: str):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or before != after:
+            if shortcut == "A":
+                self.shortcut = PadShortcut(stride, after - before)
+            else:
+                convolution = nn.Conv2d(before, after, 1, stride, bias=False)
+                self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One residual step."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+def _stage(before: int, after: int, stride: int, shortcut: str) -> nn.Sequential:
+    first = BasicBlock(before, after, stride, shortcut)
+    return nn.Sequential(first, *(BasicBlock(after, after, 1, shortcut) for _ in range(2)))
+
+
+class ResNet20(nn.Module):
+    """conv1, three stages of three blocks, average pooling, ``fc``."""
+
+    def __init__(self, shortcut: str, base: int, input_shape: Sequence[int], classes: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(input_shape[0], base, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(base)
+        self.stage1 = _stage(base, base, 1, shortcut)
+        self.stage2 = _stage(base, 2 * base, 2, shortcut)
+        self.stage3 = _stage(2 * base, 4 * base, 2, shortcut)
+        self.fc = nn.Linear(4 * base, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, classes)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.stage3(self.stage2(self.stage1(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def resnet20(
+    shortcut: str = "A", width: float = 1.0, input_shape: Sequence[int] = (3, 32, 32), classes: int = 10
+) -> ResNet20:
+    """ResNet-20 for CIFAR.
+
+    Args:
+        shortcut: ``"A"`` pads with zeros (the paper's choice on CIFAR), ``"B"`` uses 1x1 convolutions with batch norm.
+        width: factor on the 16, 32 and 64 channels.
+        input_shape: (C, H, W) of an image.
+        classes: number of outputs.
+
+    References:
+        He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2, https://arxiv.org/abs/1512.03385
+
+    Example:
+        >>> weights = [p.numel() for p in resnet20("B").parameters() if p.dim() > 1]
+        >>> len(weights), sum(weights)
+        (22, 270896)
+    """
+    if shortcut not in ("A", "B"):
+        raise ValueError(f"shortcut is 'A' or 'B', got {shortcut!r}")
+    base = round(16 * width)
+    if base < 1:
+        raise ValueError(f"width {width} leaves no channel in the first stage")
+    return ResNet20(shortcut, base, input_shape, classes)
