@@ -23,9 +23,11 @@ class Entry:
     """How one data set is read. ``mean`` and ``std`` are of the training part, of value / 255."""
 
     summary: str
+    shape: tuple[int, int, int]
     read: Callable[[Path], tuple[Split, Split]]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    classes: int = 10
     hub: tuple[str, str] | None = None  # (repository, image column); None: comes with a package
 
 
@@ -40,19 +42,19 @@ def read_digits(_: Path) -> tuple[Split, Split]:
 TABLE = {
     "fashion-mnist": Entry(
         "60,000 + 10,000 grey images of clothes, 28x28",
-        idx.read_folder, (0.2860,), (0.3530,), ("zalando-datasets/fashion_mnist", "image"),
+        (1, 28, 28), idx.read_folder, (0.2860,), (0.3530,), hub=("zalando-datasets/fashion_mnist", "image"),
     ),
     "mnist": Entry(
         "60,000 + 10,000 handwritten digits, 28x28",
-        idx.read_folder, (0.1307,), (0.3081,), ("ylecun/mnist", "image"),
+        (1, 28, 28), idx.read_folder, (0.1307,), (0.3081,), hub=("ylecun/mnist", "image"),
     ),
     "cifar10": Entry(
         "50,000 + 10,000 colour images, 32x32",
-        parquet.read_folder, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), ("uoft-cs/cifar10", "img"),
+        (3, 32, 32), parquet.read_folder, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), hub=("uoft-cs/cifar10", "img"),
     ),
     "digits": Entry(
         "1,437 + 360 handwritten digits, 8x8; comes with scikit-learn",
-        read_digits, (0.2874,), (0.3534,),
+        (1, 8, 8), read_digits, (0.2874,), (0.3534,),
     ),
 }  # fmt: skip
 
@@ -106,7 +108,7 @@ def load(
         warnings.warn(f"{error}. FALLING BACK to the data set {fallback!r} instead of {name!r}", stacklevel=2)
         return load(fallback, None, validation, seed)
     rest, held = hold_out(train, validation, seed)
-    return Dataset(name, rest, held, _typed(test), entry.mean, entry.std, classes=10)
+    return Dataset(name, rest, held, _typed(test), entry.mean, entry.std, classes=entry.classes)
 
 
 def _typed(split: Split) -> Split:

@@ -1,0 +1,250 @@
+"""The one description of a run. Every mistake in it is named by its path before anything starts.
+
+Needs the extra ``startsparse[train]`` (pydantic, PyYAML).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from startsparse.names import nearest
+from startsparse.training.names import find, require
+
+require("pydantic", "a recipe")
+require("yaml", "a recipe")
+
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from startsparse.training import data as data_sets
+from startsparse.training import options, reading
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message holds one line per mistake, each led by its path."""
+
+
+class Section(BaseModel):
+    """Base of all sections: nothing unknown, nothing coerced, nothing changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Named(BaseModel):
+    """A choice by name, and its options as plain data; a bare name stands for itself without options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+
+class Data(Section):
+    """Which examples, and how they are served. ``validation`` is a share or a number of training examples."""
+
+    name: str
+    root: str | None = None
+    validation: Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0)] = 0.1
+    batch_size: Positive = 128
+    augment: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        find("data set", value, data_sets.TABLE)
+        return value
+
+    @field_validator("augment")
+    @classmethod
+    def _known_augment(cls, value: str | None) -> str | None:
+        if value is not None:
+            find("augmentation", value, data_sets.AUGMENTS)
+        return value
+
+
+class Train(Section):
+    """How long, and how a step is made. Exactly one of ``epochs`` and ``steps``."""
+
+    epochs: Positive | None = None
+    steps: Positive | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    accumulate: Positive = 1
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    device: str = "auto"
+    execution: str = "masked"
+    log_every: Positive = 50
+    checkpoint_every: Positive | None = None
+
+    @field_validator("device")
+    @classmethod
+    def _device_exists(cls, value: str) -> str:
+        if value != "auto":
+            try:
+                torch.device(value)
+            except RuntimeError as error:
+                raise ValueError(f"no such device: {value!r} (auto, cpu, cuda, cuda:0, ...)") from error
+        return value
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        return self
+
+
+class Recipe(Section):
+    """A run, from data to the file it leaves.
+
+    Example:
+        >>> recipe = parse({"name": "quick", "data": {"name": "digits"}, "model": "lenet-300-100",
+        ...                 "method": {"name": "rigl", "density": 0.1}, "optimizer": {"name": "sgd", "lr": 0.1},
+        ...                 "train": {"epochs": 2}})
+        >>> recipe.folder.name
+        'quick-...'
+        >>> parse({"data": {"name": "digit"}, "model": "mlp", "optimizer": "sgd", "train": {"epochs": 0}})
+        Traceback (most recent call last):
+        startsparse.training.recipe.RecipeError: data.name: unknown data set 'digit': did you mean 'digits'? ...
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    data: Data
+    model: Named
+    method: Named | None = None
+    source: Named | None = None
+    layers: str | list[str] | None = None
+    optimizer: Named
+    schedule: Named = Named(name="cosine")
+    train: Train
+    seed: int = 0
+    out: str = "runs"
+
+    @model_validator(mode="after")
+    def _source_needs_method(self) -> Recipe:
+        if self.method is None and (self.source is not None or self.layers is not None):
+            raise ValueError("method: without one, source and layers mean nothing (a dense run has neither)")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this run another run than one of defaults: the values that differ, as plain data.
+
+        Where it is written, where the data lie and how often it is saved are no part of it.
+        """
+        values = self.model_dump(mode="json", exclude_defaults=True, exclude=_ELSEWHERE)
+        return values | self._each(options.non_default)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value, given or default, as plain data: what ``recipe.yaml`` of a run's folder holds.
+
+        The model takes its input shape and number of classes from the data, method and source their seed from
+        the run, unless they say otherwise.
+        """
+        return self.model_dump(mode="json") | self._each(options.resolve)
+
+    def _each(self, view: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+        entry = data_sets.TABLE[self.data.name]
+        context = {"input_shape": entry.shape, "classes": entry.classes, "seed": self.seed}
+        chosen: dict[str, Named | None] = {section: getattr(self, section) for section in options.KINDS}
+        return {key: view(key, named.name, named.options, context) for key, named in chosen.items() if named}
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder: its name and 8 hex digits of its identity, inside ``out``."""
+        text = json.dumps(self.identity(), sort_keys=True)
+        return Path(self.out) / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+_ELSEWHERE: Any = {"name": True, "out": True, "data": {"root"}, "train": {"checkpoint_every"}}
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The paths at which two resolved recipes describe different runs, with both values.
+
+    Example:
+        >>> differences({"seed": 1, "out": "a"}, {"seed": 2, "out": "b"})
+        ['seed: 1 in the folder, 2 now']
+    """
+    old, new = reading.flatten(before), reading.flatten(after)
+    moved = {"name", "out", "data.root", "train.checkpoint_every"}
+    return [
+        f"{path}: {old.get(path, 'absent')!r} in the folder, {new.get(path, 'absent')!r} now"
+        for path in sorted((old.keys() | new.keys()) - moved)
+        if old.get(path, "absent") != new.get(path, "absent")
+    ]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from a YAML file; ``key=value`` overrides win. Its name is the file's, unless it says one.
+
+    Raises:
+        RecipeError: with one line per mistake.
+        FileNotFoundError: there is no such file.
+    """
+    raw = reading.read_yaml(Path(path))
+    raw.setdefault("name", Path(path).stem)
+    return parse(reading.override(raw, overrides))
+
+
+def parse(raw: dict[str, Any]) -> Recipe:
+    """Check plain data and make a recipe of it.
+
+    Raises:
+        RecipeError: with one line per mistake.
+    """
+    wrong: list[str] = []  # union types report each branch: one line per path is enough
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = [_line(problem) for problem in error.errors()]
+        wrong = list({line.split(":")[0]: line for line in reversed(lines)}.values())[::-1]
+    for section in options.KINDS:
+        chosen = {"name": raw[section]} if isinstance(raw.get(section), str) else raw.get(section)
+        if isinstance(chosen, dict) and isinstance(chosen.get("name"), str):
+            rest = {key: value for key, value in chosen.items() if key != "name"}
+            wrong += options.problems(section, chosen["name"], rest)
+    if recipe is None or wrong:
+        raise RecipeError("\n".join(dict.fromkeys(wrong)))
+    return recipe
+
+
+def _line(problem: Any) -> str:
+    """One mistake, led by its path; parts of the path that pydantic made up (union branches) are left out."""
+    path = [str(part) for part in problem["loc"] if str(part).isidentifier() or isinstance(part, int)]
+    where = ".".join(part for part in path if part not in ("float", "int", "str", "Named"))
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: unknown key: {nearest(path[-1], _keys(path[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{where}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = problem.get("input")
+    got = "" if isinstance(shown, dict) or problem["type"] == "value_error" else f", got {shown!r}"
+    return f"{where}: {message}{got}" if where else f"{message}{got}"
+
+
+def _keys(path: list[str]) -> list[str]:
+    section: Any = Recipe
+    for part in path:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
