@@ -1,0 +1,129 @@
+// The exported functions: they check what can be checked in constant time, choose the instruction set, and hand over.
+#include <cstdlib>
+#include <cstring>
+
+#include "pattern.h"
+
+namespace startsparse {
+
+namespace portable { extern const Kernels kernels; }
+#if defined(SS_X86)
+namespace avx2 { extern const Kernels kernels; }
+namespace avx512 { extern const Kernels kernels; }
+#endif
+
+namespace {
+
+const Kernels *best() {
+    const char *asked = std::getenv("STARTSPARSE_ISA");
+    const auto wanted = [asked](const char *name) { return !asked || !*asked || !std::strcmp(asked, name); };
+#if defined(SS_X86)
+    __builtin_cpu_init();
+    if (wanted("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+        return &avx512::kernels;
+    if (wanted("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2::kernels;
+#endif
+    (void)wanted;
+    return &portable::kernels;
+}
+
+const Kernels &kernels() {
+    static const Kernels *const chosen = best();
+    return *chosen;
+}
+
+Status check(const void *buffer, int64_t bytes) {
+    const auto *p = static_cast<const Header *>(buffer);
+    if (!p || bytes < int64_t(sizeof(Header)) || reinterpret_cast<uintptr_t>(buffer) % alignof(Header)) return BAD_PATTERN;
+    Header expected = *p;
+    if (p->magic != MAGIC || p->rows < 0 || p->cols < 0 || p->nnz < 0 || p->groups < 1 || p->block < 1) return BAD_PATTERN;
+    if (lay_out(expected) != bytes || std::memcmp(&expected, p, sizeof expected)) return BAD_PATTERN;
+    return OK;
+}
+
+Status check(const Geometry &g, const void *buffer, int64_t bytes) {
+    if (const Status status = check(buffer, bytes)) return status;
+    const auto *p = static_cast<const Header *>(buffer);
+    if (p->groups * p->cols != g.channels * g.kernel) return MISMATCH;
+    if (g.lanes % 16 || g.channels * g.plane * g.lanes * 4 > int64_t(UINT32_MAX)) return TOO_LARGE;
+    return OK;
+}
+
+}  // namespace
+}  // namespace startsparse
+
+using namespace startsparse;
+
+#define SS_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Changes whenever an exported function or a struct does.
+SS_EXPORT int32_t ss_version() { return 1; }
+
+SS_EXPORT int32_t ss_width() { return kernels().width; }
+
+SS_EXPORT int64_t ss_pattern_bytes(int64_t rows, int64_t cols, int64_t groups, int64_t nnz, int64_t block) {
+    Header p{0, 0, rows, cols, groups, nnz, block, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    return lay_out(p);
+}
+
+SS_EXPORT int32_t ss_pattern_build(void *buffer, int64_t rows, int64_t cols, int64_t groups, int64_t nnz, int64_t block,
+                                   const void *position, int32_t wide) {
+    auto *p = static_cast<Header *>(buffer);
+    *p = Header{0, 0, rows, cols, groups, nnz, block, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    lay_out(*p);
+    return build_pattern(*p, position, wide);
+}
+
+SS_EXPORT int32_t ss_pattern_row_major(const void *buffer, int64_t bytes, int64_t *position, int32_t *value) {
+    if (const Status status = check(buffer, bytes)) return status;
+    row_major(*static_cast<const Header *>(buffer), position, value);
+    return OK;
+}
+
+SS_EXPORT int32_t ss_pattern_sources(const void *before, int64_t before_bytes, const void *now, int64_t now_bytes,
+                                     int32_t *from, int32_t threads) {
+    if (const Status status = check(before, before_bytes)) return status;
+    if (const Status status = check(now, now_bytes)) return status;
+    const auto *a = static_cast<const Header *>(before), *b = static_cast<const Header *>(now);
+    if (a->rows != b->rows || a->cols != b->cols || a->groups != b->groups) return MISMATCH;
+    find_sources(*a, *b, from, threads);
+    return OK;
+}
+
+SS_EXPORT int32_t ss_take(const void *old, const int32_t *from, int64_t n, int64_t item_bytes, void *now, int32_t threads) {
+    return take_items(old, from, n, item_bytes, now, threads);
+}
+
+SS_EXPORT int32_t ss_merge_positions(const int64_t *old, int64_t n, const int64_t *drop, int64_t drops,
+                                     const int64_t *grow, int64_t grows, int64_t *now) {
+    return merge_positions(old, n, drop, drops, grow, grows, now);
+}
+
+// Floats of scratch that a call with this geometry and number of threads needs; negative: minus a status.
+SS_EXPORT int64_t ss_scratch(const Geometry *g, const void *pattern, int64_t bytes, int32_t backward, int32_t threads) {
+    if (const Status status = check(*g, pattern, bytes)) return -int64_t(status);
+    const auto *p = static_cast<const Header *>(pattern);
+    return (backward ? kernels().backward_scratch : kernels().forward_scratch)(*g, *p, threads);
+}
+
+SS_EXPORT int32_t ss_forward(const Geometry *g, const void *pattern, int64_t bytes, const float *x, const float *values,
+                             const float *bias, float *y, float *scratch, int32_t threads) {
+    if (const Status status = check(*g, pattern, bytes)) return status;
+    kernels().forward(*g, *static_cast<const Header *>(pattern), x, values, bias, y, scratch, threads);
+    return OK;
+}
+
+// dx, dw and db may each be null: then that gradient is not computed.
+SS_EXPORT int32_t ss_backward(const Geometry *g, const void *pattern, int64_t bytes, const float *x, const float *dy,
+                              const float *values, float *dx, float *dw, float *db, float *scratch, int32_t threads) {
+    if (const Status status = check(*g, pattern, bytes)) return status;
+    kernels().backward(*g, *static_cast<const Header *>(pattern), x, dy, values, dx, dw, db, scratch, threads);
+    return OK;
+}
+
+SS_EXPORT void ss_pack(const Geometry *g, const float *x, float *xb, int32_t threads) { kernels().pack(*g, x, xb, threads); }
+
+SS_EXPORT void ss_unpack(const Geometry *g, const float *xb, float *x, int32_t threads) {
+    kernels().unpack(*g, xb, x, threads);
+}
