@@ -1,0 +1,23 @@
+"""startsparse: train neural networks that are sparse from the first step to the last."""
+
+from . import distributions as distributions
+from . import methods as methods
+from . import sources as sources
+from .distributions import Scaled as Scaled
+from .methods import GMP as GMP
+from .methods import SET as SET
+from .methods import SNIP as SNIP
+from .methods import Magnitude as Magnitude
+from .methods import RigL as RigL
+from .methods import Static as Static
+from .planning import Plan as Plan
+from .planning import plan as plan
+from .report import Report as Report
+from .sources import DenseSource as DenseSource
+from .sources import MaskSource as MaskSource
+from .sources import RandomSource as RandomSource
+from .sources import ZerosSource as ZerosSource
+from .sparsifier import Sparsifier as Sparsifier
+from .sparsifier import attach as attach
+
+__version__ = "0.1.0.dev0"

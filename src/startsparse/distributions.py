@@ -203,7 +203,9 @@ def _wishes(distribution: Distribution, shapes: Shapes, density: float):
     free = {name: shape for name, shape in shapes.items() if name not in fixed}
     if not free:
         return {}, fixed
-    left = density * sum(map(math.prod, shapes.values())) - sum(fixed[n] * math.prod(shapes[n]) for n in fixed)
+    left = density * sum(map(math.prod, shapes.values())) - sum(
+        fixed[n] * math.prod(shapes[n]) for n in fixed
+    )
     share = min(1.0, max(left / sum(map(math.prod, free.values())), 1e-12))
     base, more = _wishes(rest, free, share)
     return base, fixed | more

@@ -107,9 +107,7 @@ def _fill(mask: np.ndarray, units: list[np.ndarray], order: Permutation, source:
             mask[positions[np.argmin(order.ranks(positions))]] = True
 
 
-def _give_back(
-    mask: np.ndarray, drawn: np.ndarray, index: np.ndarray, order: Permutation, count: int
-) -> int:
+def _give_back(mask: np.ndarray, drawn: np.ndarray, index: np.ndarray, order: Permutation, count: int) -> int:
     """Remove up to ``count`` drawn weights whose row and column keep another one; the number removed."""
     row_of, column_of = np.empty(mask.size, np.int64), np.empty(mask.size, np.int64)
     groups, outs, ins, _ = index.shape

@@ -64,9 +64,17 @@ def find(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[st
     for pattern in patterns:
         found = matches(pattern.removeprefix("!"), candidates)
         if not found:
-            vectors = matches(pattern.removeprefix("!"), [plain(name) for name, _ in model.named_parameters()])
-            reason = f"only matches vectors ({', '.join(vectors)})" if vectors else "matches no parameter of the model"
-            raise ValueError(f"layers: {pattern!r} {reason}; {nearest(pattern.removeprefix('!'), list(candidates))}")
+            vectors = matches(
+                pattern.removeprefix("!"), [plain(name) for name, _ in model.named_parameters()]
+            )
+            reason = (
+                f"only matches vectors ({', '.join(vectors)})"
+                if vectors
+                else "matches no parameter of the model"
+            )
+            raise ValueError(
+                f"layers: {pattern!r} {reason}; {nearest(pattern.removeprefix('!'), list(candidates))}"
+            )
         chosen = chosen - set(found) if pattern.startswith("!") else chosen | set(found)
     if not chosen:
         raise ValueError(f"no layer is left to be sparse: layers={layers!r}, {nearest('', list(candidates))}")
@@ -75,7 +83,9 @@ def find(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[st
 
 def left_dense(model: nn.Module, chosen: dict[str, Layer]) -> dict[str, int]:
     """Parameters of two or more dimensions that were not chosen: name -> number of weights."""
-    return {name: layer.parameter.numel() for name, layer in _candidates(model)[0].items() if name not in chosen}
+    return {
+        name: layer.parameter.numel() for name, layer in _candidates(model)[0].items() if name not in chosen
+    }
 
 
 def _candidates(model: nn.Module) -> tuple[dict[str, Layer], list[str]]:
@@ -89,7 +99,9 @@ def _candidates(model: nn.Module) -> tuple[dict[str, Layer], list[str]]:
                 continue
             name = plain(f"{module_name}.{attribute}" if module_name else attribute)
             if isinstance(parameter, nn.UninitializedParameter):
-                raise ValueError(f"{name} is not initialised yet: run the model once before it is made sparse")
+                raise ValueError(
+                    f"{name} is not initialised yet: run the model once before it is made sparse"
+                )
             if parameter.dim() < 2 or id(parameter) in seen:
                 continue
             seen[id(parameter)] = name

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 FRACTIONS = ("cosine", "linear", "constant")
 
 
-def as_step(value: int | float, total_steps: int | None, field: str) -> int:
+def as_step(value: float, total_steps: int | None, field: str) -> int:
     """A bound as a step: ints are steps, floats are fractions of ``total_steps``.
 
     Raises:
@@ -22,13 +22,19 @@ def as_step(value: int | float, total_steps: int | None, field: str) -> int:
         (750, 750)
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or not math.isfinite(value):
-        raise ValueError(f"{field} must be a step (int >= 0) or a fraction of the run (float in [0, 1]), got {value!r}")
+        raise ValueError(
+            f"{field} must be a step (int >= 0) or a fraction of the run (float in [0, 1]), got {value!r}"
+        )
     if isinstance(value, int):
         return value
     if value > 1:
-        raise ValueError(f"{field}={value!r} is not a fraction of the run: write an int for steps, a float in [0, 1]")
+        raise ValueError(
+            f"{field}={value!r} is not a fraction of the run: write an int for steps, a float in [0, 1]"
+        )
     if total_steps is None:
-        raise ValueError(f"{field}={value!r} is a fraction of the run: give total_steps=, or {field} in steps (int)")
+        raise ValueError(
+            f"{field}={value!r} is a fraction of the run: give total_steps=, or {field} in steps (int)"
+        )
     return round(value * total_steps)
 
 

@@ -45,7 +45,10 @@ def top_k_across(
     """
     _check(scores, count)
     if count == 0:
-        return {name: torch.zeros(score.shape, dtype=torch.bool, device=score.device) for name, score in scores.items()}
+        return {
+            name: torch.zeros(score.shape, dtype=torch.bool, device=score.device)
+            for name, score in scores.items()
+        }
     threshold = _kth_highest([_candidates(score.reshape(-1), count) for score in scores.values()], count)
     taken = {name: score > threshold.to(score.device) for name, score in scores.items()}
     missing = count - sum(int(mask.sum()) for mask in taken.values())
@@ -65,7 +68,9 @@ def _check(scores: Mapping[str, Tensor], count: int) -> None:
     for name, score in scores.items():
         if score.is_floating_point():
             if bool(score.isnan().any()):
-                raise ValueError(f"{name}: {int(score.isnan().sum())} of {score.numel()} scores are NaN, cannot rank them")
+                raise ValueError(
+                    f"{name}: {int(score.isnan().sum())} of {score.numel()} scores are NaN, cannot rank them"
+                )
             available += score.numel() - int(score.isneginf().sum())
         else:
             available += score.numel()

@@ -79,7 +79,11 @@ class RandomSource:
     name: ClassVar[str] = "random"
 
     def __post_init__(self):
-        if isinstance(self.density, bool) or not isinstance(self.density, int | float) or not 0 < self.density <= 1:
+        if (
+            isinstance(self.density, bool)
+            or not isinstance(self.density, int | float)
+            or not 0 < self.density <= 1
+        ):
             raise ValueError(f"RandomSource: density must be in (0, 1], got {self.density!r}")
         if isinstance(self.distribution, str) and self.distribution not in distribution_names():
             known = nearest(self.distribution, distribution_names())
@@ -93,7 +97,9 @@ class RandomSource:
 
     def supports(self, layers: Mapping[str, Layer]) -> dict[str, Support]:
         """The support of every layer."""
-        counts = allocate(self.distribution, {name: layer.shape for name, layer in layers.items()}, self.density)
+        counts = allocate(
+            self.distribution, {name: layer.shape for name, layer in layers.items()}, self.density
+        )
         return {name: self._support(layer, counts[name]) for name, layer in layers.items()}
 
     def _support(self, layer: Layer, count: int) -> Support:
@@ -147,7 +153,8 @@ class MaskSource:
                 raise ValueError(f"MaskSource: {name!r} is not a sparse layer: {nearest(name, list(layers))}")
         validate(self.masks, {name: layers[name].shape for name in self.masks})
         return {
-            name: Support(self.masks[name].reshape(-1).clone() if name in self.masks else None) for name in layers
+            name: Support(self.masks[name].reshape(-1).clone() if name in self.masks else None)
+            for name in layers
         }
 
 
@@ -177,7 +184,9 @@ def make(name: str, **parameters: Any) -> Source:
     known = [field.name for field in dataclasses.fields(kind)]
     for given in parameters:
         if given not in known:
-            raise ValueError(f"source {name} has no parameter {given!r}: {nearest(given, known) if known else 'none'}")
+            raise ValueError(
+                f"source {name} has no parameter {given!r}: {nearest(given, known) if known else 'none'}"
+            )
     if "density" in known and "density" not in parameters:
         raise ValueError(f"source {name} needs a density in (0, 1]")
     return kind(**parameters)

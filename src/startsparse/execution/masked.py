@@ -24,17 +24,18 @@ class MaskedSite:
 
     Args:
         layer: the layer.
-        source: flat bool of the positions that may live, on the weight's device, or None for all.
+        source: flat bool of the positions that may live, or None for all.
     """
 
     def __init__(self, layer: Layer, source: Tensor | None):
         self.layer = layer
         self.name = layer.name
         self.parameter: nn.Parameter = layer.parameter
-        self.source = source
-        self.mask = torch.ones(layer.shape, dtype=torch.bool, device=self.parameter.device)
-        if source is not None:
-            self.mask = source.view(layer.shape).clone()
+        self.source = None if source is None else source.to(self.parameter.device)
+        if self.source is None:
+            self.mask = torch.ones(layer.shape, dtype=torch.bool, device=self.parameter.device)
+        else:
+            self.mask = self.source.view(layer.shape).clone()
         self.capturing = False
         self.dense_gradient: Tensor | None = None
         self.weight_before_step: Tensor | None = None
@@ -61,7 +62,9 @@ class MaskedSite:
         if gradient is None:
             return
         if gradient.layout != torch.strided:
-            raise ValueError(f"{self.name}: its gradient is a sparse tensor; build the layer with sparse=False")
+            raise ValueError(
+                f"{self.name}: its gradient is a sparse tensor; build the layer with sparse=False"
+            )
         if self.capturing:
             self._capture(gradient)
         self._zero_outside(gradient)
@@ -154,21 +157,25 @@ class MaskedSite:
         if self.parameter.grad is not None:
             self.parameter.grad[dropped] = 0
         for tensor in self.states(optimizers):
-            kept_mean = tensor[live].mean() if state == "mean" and bool(live.any()) else 0
-            tensor[dropped] = 0
             if state != "keep":
-                tensor[grown] = kept_mean
+                mean = tensor[live].mean() if state == "mean" and bool(live.any()) else 0
+                tensor[dropped] = 0
+                tensor[grown] = mean
 
     def states(self, optimizers: Iterable[Optimizer]) -> list[Tensor]:
         """Every optimizer state tensor of the weight's shape: it belongs to the weights."""
-        found = [tensor for optimizer in optimizers for tensor in optimizer.state.get(self.parameter, {}).values()]
+        found = [
+            tensor for optimizer in optimizers for tensor in optimizer.state.get(self.parameter, {}).values()
+        ]
         return [t for t in found if isinstance(t, Tensor) and t.shape == self.parameter.shape and t.dim() > 0]
 
     def _grown_values(self, grown, count: int, value: str, seed: int, step: int) -> Tensor | float:
         if value == "zero" or count == 0:
             return 0.0
         weight = self.parameter.detach()
-        spread = weight[self.mask].float().std(unbiased=False) if bool(self.mask.any()) else weight.new_zeros(())
+        spread = (
+            weight[self.mask].float().std(unbiased=False) if bool(self.mask.any()) else weight.new_zeros(())
+        )
         if value == "normal":
             generator = torch.Generator().manual_seed(key(f"value:{step}", seed, self.name) % 2**63)
             drawn = torch.randn(count, generator=generator).to(weight.device)

@@ -17,7 +17,9 @@ from .view import Change as Change
 from .view import DenseView as DenseView
 from .view import LayerView as LayerView
 
-REGISTRY: dict[str, type[Method]] = {method.name: method for method in (Static, Magnitude, SNIP, GMP, SET, RigL)}
+REGISTRY: dict[str, type[Method]] = {
+    method.name: method for method in (Static, Magnitude, SNIP, GMP, SET, RigL)
+}
 KINDS = ("attach", "search", "lottery")
 
 

@@ -54,16 +54,24 @@ class Method:
     needs_step_gradient: ClassVar[bool] = False  # decides on a gradient of unmoved weights, before the step
 
     def __post_init__(self):
-        if isinstance(self.density, bool) or not isinstance(self.density, int | float) or not 0 < self.density <= 1:
+        if (
+            isinstance(self.density, bool)
+            or not isinstance(self.density, int | float)
+            or not 0 < self.density <= 1
+        ):
             raise ValueError(f"{self.name}: density must be in (0, 1], got {self.density!r}")
         self._integer("seed", low=None)
         known = distribution_names() + ([GLOBAL] if self.ranks else [])
         if isinstance(self.distribution, str) and self.distribution not in known:
             if self.distribution == GLOBAL:
                 raise ValueError(f"{self.name} ranks no weights: distribution='global' needs one of {known}")
-            raise ValueError(f"{self.name}: unknown distribution {self.distribution!r}: {nearest(self.distribution, known)}")
+            raise ValueError(
+                f"{self.name}: unknown distribution {self.distribution!r}: {nearest(self.distribution, known)}"
+            )
         if not isinstance(self.distribution, str | Mapping | Scaled):
-            raise ValueError(f"{self.name}: distribution must be a name, a mapping or Scaled, got {self.distribution!r}")
+            raise ValueError(
+                f"{self.name}: distribution must be a name, a mapping or Scaled, got {self.distribution!r}"
+            )
 
     def _integer(self, field: str, low: int | None) -> None:
         value = getattr(self, field)
@@ -128,9 +136,7 @@ def layer_counts(
     return allocate(distribution, shapes, density, capacity=room)
 
 
-def prune_to(
-    views: Views, scores: Mapping[str, Tensor], target: int, distribution: Distribution
-) -> Changes:
+def prune_to(views: Views, scores: Mapping[str, Tensor], target: int, distribution: Distribution) -> Changes:
     """Drop the live weights of lowest score until ``target`` are left, over all layers or layer by layer.
 
     Args:

@@ -109,7 +109,9 @@ class SNIP(Prune):
         return "scoring" if step == 0 else "static"
 
     def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
-        scores = {name: saliency(view.active_weights(), view.active_gradients()) for name, view in views.items()}
+        scores = {
+            name: saliency(view.active_weights(), view.active_gradients()) for name, view in views.items()
+        }
         return prune_to(views, scores, target, self.distribution)
 
 

@@ -1,0 +1,101 @@
+"""Counted costs: where a layer's weights are used in a forward pass, and the FLOPs and bytes that follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import Layer
+
+
+def uses_per_sample(
+    model: nn.Module, layers: Mapping[str, Layer], example_input: Any
+) -> tuple[dict[str, float], int]:
+    """How often each weight is multiplied in the forward pass of one sample, and the samples of the example.
+
+    Args:
+        model: run once in evaluation mode without gradients; mode and random state are put back.
+        layers: the layers to watch.
+        example_input: a batch: a tensor, or a tuple or dict of arguments; its first tensor's first axis is the batch.
+
+    Returns:
+        (layer name -> multiply-adds per weight and sample, batch size).
+
+    Example:
+        >>> from startsparse.layers import find
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 16, 10))
+        >>> uses_per_sample(model, find(model), torch.zeros(2, 3, 4, 4))
+        ({'0.weight': 16.0, '2.weight': 1.0}, 2)
+    """
+    arguments, keywords = _arguments(example_input)
+    batch = next(t for t in [*arguments, *keywords.values()] if isinstance(t, Tensor)).shape[0]
+    totals = dict.fromkeys(layers, 0)
+    handles = []
+    for name, layer in layers.items():
+
+        def count(module, inputs, output, name=name, layer=layer):
+            totals[name] += _positions(layer, inputs, output)
+
+        handles.append(layer.module.register_forward_hook(count))
+    plain = getattr(model, "_orig_mod", model)
+    modes = {module: module.training for module in plain.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            plain.eval()(*arguments, **keywords)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return {name: total / batch for name, total in totals.items()}, batch
+
+
+def _arguments(example_input: Any) -> tuple[tuple, dict]:
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    return (tuple(example_input), {}) if isinstance(example_input, tuple | list) else ((example_input,), {})
+
+
+def _positions(layer: Layer, inputs: tuple, output: Any) -> int:
+    """Multiply-adds per weight of one call: how many places of the batch the weight is applied at."""
+    if layer.geometry.transposed:
+        return inputs[0].numel() // layer.shape[0]
+    if isinstance(layer.module, nn.Linear):
+        return inputs[0].numel() // layer.shape[1]
+    if isinstance(layer.module, nn.modules.conv._ConvNd):
+        return output.numel() // layer.shape[0]
+    if isinstance(layer.module, nn.MultiheadAttention):
+        return inputs[0].numel() // layer.module.embed_dim
+    return 0  # a look-up, such as an embedding
+
+
+def inference_flops(active: Mapping[str, float], uses: Mapping[str, float]) -> float:
+    """FLOPs of the sparse layers for one sample: a multiply and an add for each use of a live weight."""
+    return sum(2 * active[name] * uses[name] for name in uses)
+
+
+def training_flops(
+    active: Mapping[str, float],
+    sizes: Mapping[str, int],
+    uses: Mapping[str, float],
+    dense_gradient_share: float,
+) -> float:
+    """FLOPs of the sparse layers for one sample of a training step, averaged over a run.
+
+    Forward, input gradient and weight gradient each use every live weight; on the share of steps that compute the
+    dense weight gradient, that part uses every weight.
+
+    References:
+        Evci et al. 2020, appendix (FLOPs of RigL: (3 f_sparse dT + 2 f_sparse + f_dense) / (dT + 1)).
+    """
+    sparse, dense = inference_flops(active, uses), inference_flops(sizes, uses)
+    return 3 * sparse + dense_gradient_share * (dense - sparse)
+
+
+def training_bytes(shape: tuple[int, ...], element_size: int, num_states: int, has_source: bool) -> int:
+    """Bytes of one layer during masked-dense training: weight, gradient, optimizer states, mask, its bits, source."""
+    return math.prod(shape) * (element_size * (2 + num_states + 1) + 1 + int(has_source))

@@ -1,0 +1,107 @@
+"""How a sparsifier is tied to torch objects: who holds a parameter, optimizer step hooks, load hooks.
+
+Nothing here keeps a model from being copied or pickled: a copy of a hook does nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
+
+if TYPE_CHECKING:
+    from ..sparsifier import Sparsifier
+
+_HOLDERS = WeakIdKeyDictionary()
+
+
+def attached_to(parameter: Tensor) -> Any:
+    """The sparsifier that holds a parameter, or None."""
+    if parameter in _HOLDERS and _HOLDERS[parameter]() is not None:
+        gc.collect()  # one that nobody can reach any more, but its optimizer's hooks, does not count
+    holder = _HOLDERS.get(parameter)
+    return holder() if holder else None
+
+
+def claim(sparsifier: Sparsifier, parameters: Iterable[Tensor]) -> None:
+    """Note who holds these parameters."""
+    for parameter in parameters:
+        _HOLDERS[parameter] = weakref.ref(sparsifier)
+
+
+def release(parameters: Iterable[Tensor]) -> None:
+    """Note that nobody holds these parameters any more."""
+    for parameter in parameters:
+        _HOLDERS.pop(parameter, None)
+
+
+def _inert() -> Any:
+    return nothing
+
+
+def nothing(*args: Any) -> None:
+    """What a hook becomes in a copy of the model."""
+
+
+class LoadHook:
+    """Runs after a state was loaded into a module."""
+
+    def __init__(self, holder: weakref.ref):
+        self._holder = holder
+
+    def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
+        sparsifier = self._holder()
+        if sparsifier is not None:
+            sparsifier._after_load(module)
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return nothing
+
+    def __reduce__(self) -> Any:
+        return _inert, ()
+
+
+class StepHooks:
+    """Around an optimizer's step: the sparsifier's clock, and steps that a mask update replaces."""
+
+    def __init__(self, sparsifier: Sparsifier):
+        self._sparsifier = sparsifier
+        self._set_aside: list[tuple[Tensor, Tensor]] = []
+
+    @classmethod
+    def register(cls, optimizer: Optimizer, sparsifier: Sparsifier) -> list:
+        """Hook a sparsifier to an optimizer; returns the handles to remove."""
+        hooks = cls(sparsifier)
+        return [
+            optimizer.register_step_pre_hook(hooks.before),
+            optimizer.register_step_post_hook(hooks.after),
+        ]
+
+    def before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        """The step pre-hook. ``args`` begins with the optimizer itself or with the closure, by torch version."""
+        closure = kwargs.get("closure") or next((a for a in args if callable(a)), None)
+        if self._sparsifier._before_step(optimizer, closure is not None, _overflow(optimizer)):
+            parameters = [
+                p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+            ]
+            self._set_aside = [(p, p.grad) for p in parameters]
+            for parameter in parameters:
+                parameter.grad = None
+
+    def after(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        """The step post-hook."""
+        for parameter, gradient in self._set_aside:
+            parameter.grad = gradient
+        self._set_aside = []
+        self._sparsifier._after_step(optimizer, _overflow(optimizer))
+
+
+def _overflow(optimizer: Optimizer) -> bool:
+    """Whether a gradient scaler found an overflow: a fused optimizer runs its hooks on the skipped step too."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)

@@ -1,0 +1,122 @@
+"""Where the weights live, per layer and in all: what ``Sparsifier.report()`` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from .flow import Repair, dead_units
+from .layers import Layer
+from .tables import percent, table
+
+if TYPE_CHECKING:
+    from .sparsifier import Sparsifier
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer: counts of weights, and of units (rows and columns of the weight) without a live weight."""
+
+    name: str
+    shape: tuple[int, ...]
+    num_weights: int
+    num_active: int
+    num_nonzero: int
+    num_source: int
+    dead_units: int
+
+    @property
+    def density(self) -> float:
+        """Live weights over all weights of the layer."""
+        return self.num_active / self.num_weights
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state of a sparse model. ``print`` it, or take ``as_dict()``.
+
+    Attributes:
+        density: live weights over all weights of the sparse layers.
+        model_density: live weights and all other parameters over all parameters of the model.
+    """
+
+    method: str
+    source: str
+    phase: str
+    step: int
+    num_updates: int
+    num_moved: int
+    target_count: int
+    density: float
+    model_density: float
+    layers: list[LayerRow]
+    repairs: Mapping[str, Repair]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                r.name,
+                "x".join(map(str, r.shape)),
+                f"{r.num_weights:,}",
+                f"{r.num_active:,}",
+                percent(r.density),
+            ]
+            + [f"{r.num_nonzero:,}", percent(r.num_source / r.num_weights), f"{r.dead_units:,}"]
+            for r in self.layers
+        ]
+        weights, active = sum(r.num_weights for r in self.layers), sum(r.num_active for r in self.layers)
+        source, nonzero = sum(r.num_source for r in self.layers), sum(r.num_nonzero for r in self.layers)
+        total = ["all", "", f"{weights:,}", f"{active:,}", percent(self.density), f"{nonzero:,}"]
+        rows.append([*total, percent(source / weights), f"{sum(r.dead_units for r in self.layers):,}"])
+        header = ["layer", "shape", "weights", "live", "density", "non-zero", "source", "dead units"]
+        lines = [
+            f"{self.method} in {self.source} source, step {self.step}, {self.phase}: {self.num_updates} updates moved "
+            f"{self.num_moved:,} weights",
+            table(header, rows),
+            f"density of the sparse layers {percent(self.density)}, of all parameters {percent(self.model_density)}",
+        ]
+        for name, repair in self.repairs.items():
+            lines.append(
+                f"flow repair of {name}: {repair.added:,} added, {repair.removed:,} removed, dead units "
+                f"{repair.dead_before:,} -> {repair.dead_after:,}"
+            )
+        return "\n".join(lines)
+
+
+def build_report(sparsifier: Sparsifier, layers: Mapping[str, Layer], updates: int, moved: int) -> Report:
+    """Count what lives where."""
+    masks, sources = sparsifier.masks, sparsifier.source_masks
+    rows = []
+    for name, layer in layers.items():
+        dead = dead_units(masks[name].cpu().numpy().reshape(-1), layer.shape, layer.geometry)
+        rows.append(
+            LayerRow(
+                name,
+                layer.shape,
+                masks[name].numel(),
+                int(masks[name].sum()),
+                int(layer.parameter.detach().count_nonzero()),
+                int(sources[name].sum()),
+                sum(int(part.sum()) for part in dead),
+            )
+        )
+    weights, active = sum(r.num_weights for r in rows), sum(r.num_active for r in rows)
+    everything = sum(p.numel() for p in sparsifier.model.parameters())
+    return Report(
+        sparsifier.method.name,
+        sparsifier.source.name,
+        sparsifier.phase,
+        sparsifier.step,
+        updates,
+        moved,
+        sparsifier.target_count,
+        active / weights,
+        (everything - weights + active) / everything,
+        rows,
+        sparsifier.repairs,
+    )
