@@ -1,0 +1,238 @@
+"""``save`` and ``load``: compact files of models, sparsifiers and mappings of tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any, TypeVar, overload
+
+import numpy as np
+from torch import Tensor, nn
+
+from .. import layers
+from . import atomic, container, format, layout, state
+from .errors import FormatError
+from .positions import Draw
+
+Model = TypeVar("Model", bound=nn.Module)
+_SMALL, _RATIO = 1 << 30, 1000  # what may be allocated for a file unasked: 1 GiB, or so many times its size
+
+
+class SparseFile(dict[str, Tensor]):
+    """The content of a compact file: name -> dense tensor with true zeros, in the order of the ``state_dict``.
+
+    Attributes:
+        masks: name -> bool tensor, for the sparse tensors.
+        metadata: ``method``, ``source``, ``density``, ``masks`` (their hash), ``library``, ``user``, ...
+        drawn: name -> the draw, for the masks that are stored as one.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        metadata: Mapping[str, Any],
+        drawn: Mapping[str, Draw],
+    ):
+        super().__init__(tensors)
+        self.masks = dict(masks)
+        self.metadata = dict(metadata)
+        self.drawn = dict(drawn)
+
+
+def save(
+    sparsifier_or_model: Any,
+    path: str | os.PathLike[str],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a compact file: the values of live weights, and where they are in as few bytes as will do.
+
+    The file appears as a whole or not at all; the same input gives the same bytes.
+
+    Args:
+        sparsifier_or_model: a sparsifier; or a model, whose zeros in the weights of Linear, convolution and
+            attention layers are the mask; or a mapping name -> tensor, where zeros in floating-point tensors of two
+            axes or more are; or a ``SparseFile``.
+        path: where to, by custom ``*.sparse.safetensors``.
+        metadata: what else to store, as JSON can hold it; ``load`` gives it back as ``.metadata["user"]``.
+
+    Raises:
+        TypeError: something else than a sparsifier, a model or tensors.
+        ValueError: values that are not zero outside a mask, tensors or metadata that the format cannot hold.
+        OSError: the file cannot be written; what was there before is unharmed.
+
+    Example:
+        >>> import tempfile, torch
+        >>> net = nn.Linear(64, 64)
+        >>> with torch.no_grad():
+        ...     _ = net.weight.mul_(torch.rand(64, 64) < 0.05)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(net, f"{folder}/net.sparse.safetensors")
+        ...     file = load(f"{folder}/net.sparse.safetensors")
+        >>> torch.equal(file["weight"], net.weight)
+        True
+    """
+    tensors, masks, drawn, about = _content(sparsifier_or_model)
+    if metadata is not None:
+        about["user"] = dict(metadata)
+    try:
+        container.compact_json(about.get("user"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata must be what JSON can hold, and {metadata!r} is not: {error}") from error
+    records = state.to_records(tensors, masks, drawn)
+    atomic.write(path, format.pack(records, about, library()))
+
+
+def library() -> str:
+    """This library and its version, as files name their writer."""
+    from .. import __version__  # not at the top: the package may be importing this module
+
+    return f"startsparse {__version__}"
+
+
+def _content(
+    thing: Any,
+) -> tuple[Mapping[str, Any], Mapping[str, Tensor], Mapping[str, Draw], dict[str, Any]]:
+    """Tensors, masks, draws and description of whatever ``save`` was given."""
+    if isinstance(thing, SparseFile):
+        about = {key: thing.metadata.get(key) for key in ("method", "source", "user")}
+        return thing, thing.masks, thing.drawn, about
+    if isinstance(thing, nn.Module):
+        return (
+            thing.state_dict(),
+            {name: layer.parameter != 0 for name, layer in _layers(thing).items()},
+            {},
+            {},
+        )
+    if isinstance(thing, Mapping):
+        return thing, {name: t != 0 for name, t in thing.items() if _has_holes(t)}, {}, {}
+    if not hasattr(thing, "masks") or not hasattr(thing, "model"):
+        raise TypeError(
+            f"save takes a sparsifier, a model or a mapping of tensors, not {type(thing).__name__}"
+        )
+    described = thing.describe() if hasattr(thing, "describe") else {}
+    about = {key: _jsonable(described.get(key)) for key in ("method", "source")}
+    tensors = thing.dense_state_dict() if hasattr(thing, "dense_state_dict") else thing.model.state_dict()
+    drawn = {name: _claim(draw) for name, draw in getattr(thing, "drawn", {}).items()}
+    return tensors, thing.masks, drawn, about
+
+
+def _claim(draw: Any) -> Draw:
+    return draw if isinstance(draw, Mapping) else dataclasses.asdict(draw)
+
+
+def _layers(model: nn.Module) -> dict[str, layers.Layer]:
+    try:
+        return layers.find(model)
+    except ValueError:  # none of its weights may be sparse: all are stored as they are
+        return {}
+
+
+def _has_holes(tensor: Any) -> bool:
+    plain = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype.itemsize > 1
+    return plain and tensor.ndim >= 2 and tensor.device.type != "meta" and bool((tensor == 0).any())
+
+
+def _jsonable(value: Any) -> Any:
+    """A description as JSON can hold it: what it has no word for becomes text."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if (
+        value is None
+        or isinstance(value, (str, bool, int))
+        or (isinstance(value, float) and math.isfinite(value))
+    ):
+        return value
+    return str(value)
+
+
+@overload
+def load(path: str | os.PathLike[str], model: None = None, *, max_bytes: int | None = None) -> SparseFile: ...
+@overload
+def load(path: str | os.PathLike[str], model: Model, *, max_bytes: int | None = None) -> Model: ...
+def load(
+    path: str | os.PathLike[str], model: nn.Module | None = None, *, max_bytes: int | None = None
+) -> Any:
+    """Read a compact file, all of it checked.
+
+    Args:
+        path: the file.
+        model: where to put the tensors; names, shapes and dtypes must be the file's. Unharmed if anything is wrong.
+        max_bytes: what the tensors and masks may need in memory. Without it and without a model: 1 GiB, or 1000
+            times the size of the file, whichever is more.
+
+    Returns:
+        The model, or a ``SparseFile`` when none is given.
+
+    Raises:
+        FormatError: the file is not of this format, or is damaged, truncated, too large or lying.
+        ValueError: the file is sound and does not fit the model.
+        OSError: the file cannot be read.
+    """
+    file = os.fspath(path)
+    try:
+        content = _read(file)
+        parsed = format.parse(content)
+        keys = {} if model is None else _fit(parsed.rows, model, file)
+        allowed = max(_SMALL, _RATIO * len(content)) if max_bytes is None else max_bytes
+        if parsed.num_bytes > allowed and (model is None or max_bytes is not None):
+            raise FormatError(
+                f"it describes tensors of {parsed.num_bytes:,} bytes, more than the {allowed:,} allowed; "
+                "if you trust it, pass max_bytes="
+            )
+        records, metadata = format.build(parsed)
+        tensors, masks, drawn = state.to_state(records)
+    except FormatError as error:
+        raise FormatError(f"{file} is not a sound compact file: {error}") from error
+    if model is None:
+        return SparseFile(tensors, masks, metadata, drawn)
+    _refuse_split_ties(tensors, model, keys, file)
+    model.load_state_dict({keys[name]: tensor for name, tensor in tensors.items()})
+    return model
+
+
+def _read(file: str) -> np.ndarray:
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise FormatError("it is not a regular file")
+    return np.fromfile(file, np.uint8)
+
+
+def _fit(rows: list[layout.Row], model: nn.Module, file: str) -> dict[str, str]:
+    """Name in the file -> key of the model's ``state_dict``, when all names, shapes and dtypes agree."""
+    own = model.state_dict()
+    keys = state.plain_names(own)
+    stored = {row.name: row for row in rows}
+    wrong = [f"{name!r} is in the file only" for name in stored if name not in keys]
+    wrong += [f"{name!r} is in the model only" for name in keys if name not in stored]
+    for name in stored.keys() & keys.keys():
+        there, here = stored[name], own[keys[name]]
+        if not isinstance(here, Tensor) or here.device.type == "meta":
+            wrong.append(f"{name!r} has no memory in the model (use to_empty first)")
+        elif there.shape != tuple(here.shape):
+            wrong.append(f"{name!r} has shape {there.shape} in the file, {tuple(here.shape)} in the model")
+        elif state.DTYPES[there.dtype] != here.dtype:
+            wrong.append(f"{name!r} is {state.DTYPES[there.dtype]} in the file, {here.dtype} in the model")
+    if wrong:
+        more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise ValueError(f"{file} does not fit the model: {'; '.join(sorted(wrong)[:10])}{more}")
+    return keys
+
+
+def _refuse_split_ties(
+    tensors: Mapping[str, Tensor], model: nn.Module, keys: Mapping[str, str], file: str
+) -> None:
+    own, first = model.state_dict(), {}
+    for name, tensor in tensors.items():
+        other = first.setdefault(state.tie(own[keys[name]]), name)
+        if tensors[other] is not tensor and not _same(tensors[other], tensor):
+            raise ValueError(f"{file} does not fit the model, where {other!r} and {name!r} are one tensor")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return np.array_equal(state.to_array(a, "")[1], state.to_array(b, "")[1])
