@@ -6,19 +6,20 @@ the tree as JSON, with the tensors numbered. No pickle is read or written, so a 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+
+from startsparse.artifact import atomic
 
 MAGIC = b"startsparse state 1\n"
 
@@ -28,47 +29,28 @@ class DamagedFile(ValueError):
 
 
 def write_atomic(path: Path, *chunks: bytes) -> None:
-    """Write ``chunks`` to ``path`` so that a reader sees the old content or the new, never a part.
-
-    A temporary file in the same folder is written, synced and renamed; when that fails (a full disk), it is
-    removed and what stood at ``path`` is untouched.
+    """Write ``chunks`` to ``path``, its folder made where needed: a reader sees the old content or the new.
 
     Raises:
-        OSError: the content could not be written; the message names the file and the remedy.
+        OSError: the content could not be written (a full disk); the message names the file and the remedy, and what
+            stood at ``path`` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        atomic.write(path, [np.frombuffer(chunk, np.uint8) for chunk in chunks])
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        old = "the previous file is intact" if path.exists() else "nothing was left behind"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(
-                error.errno, f"the disk is full: {path} was not saved, {old}; free some space"
-            ) from error
-        raise OSError(error.errno, f"{path} was not saved ({error.strerror}), {old}") from error
-    _sync_folder(path.parent)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        old = "what was saved before is intact" if path.exists() else "nothing was left behind"
+        raise OSError(
+            error.errno, f"the disk is full, {old}: free some space and run again", str(path)
+        ) from error
 
 
 def remove_temporaries(folder: Path) -> None:
     """Remove what killed writers left in ``folder``."""
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system lets a folder be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def save_tree(path: Path, tree: object) -> None:

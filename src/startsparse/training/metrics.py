@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,16 @@ class JsonLines:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row; it is with the operating system when this returns."""
-        with open(self.path, "ab") as file:
-            file.write(json.dumps(row).encode() + b"\n")
+        """Append one row; it is with the operating system when this returns.
+
+        Raises:
+            OSError: it could not be written (a full disk); a resumed run cuts off what was.
+        """
+        try:
+            with open(self.path, "ab") as file:
+                file.write(json.dumps(row).encode() + b"\n")
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}: the run can be resumed", str(self.path)) from error
 
     def cut(self, length: int) -> None:
         """Remove everything after ``length`` bytes.
@@ -97,18 +106,21 @@ class Running:
 
 
 class Stopwatch:
-    """Time per step between two looks."""
+    """Time per step between two laps."""
 
-    def __init__(self) -> None:
-        self.start, self.steps = time.perf_counter(), 0
+    def __init__(self, step: int):
+        self._step, self._start, self._left_out = step, time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what is done in here: an evaluation, a checkpoint."""
+        before = time.perf_counter()
+        yield
+        self._left_out += time.perf_counter() - before
 
     def lap(self, step: int) -> dict[str, float]:
         """Seconds since the last lap, and per step of it."""
         now = time.perf_counter()
-        seconds, steps = now - self.start, step - self.steps
-        self.start, self.steps = now, step
-        return {
-            "step": step,
-            "seconds": round(seconds, 6),
-            "seconds_per_step": round(seconds / max(1, steps), 9),
-        }
+        seconds, steps = now - self._start - self._left_out, max(1, step - self._step)
+        self._step, self._start, self._left_out = step, now, 0.0
+        return {"step": step, "seconds": round(seconds, 6), "seconds_per_step": round(seconds / steps, 9)}

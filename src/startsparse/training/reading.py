@@ -48,7 +48,7 @@ def parse_yaml(text: str) -> Any:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping a YAML file holds."""
     try:
-        content = parse_yaml(path.read_text())
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (ReadingError, UnicodeDecodeError) as error:
         raise ReadingError(f"{path}: {error}") from error
     if not isinstance(content, dict):

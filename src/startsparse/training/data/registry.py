@@ -20,10 +20,11 @@ DEFAULT_ROOT = "../shared/data"
 
 @dataclass(frozen=True)
 class Entry:
-    """How one data set is read. ``mean`` and ``std`` are of the training part, of value / 255."""
+    """How one data set is read. ``examples``, ``mean`` and ``std`` (of value / 255) are of its whole training part."""
 
     summary: str
     shape: tuple[int, int, int]
+    examples: int
     read: Callable[[Path], tuple[Split, Split]]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -42,19 +43,19 @@ def read_digits(_: Path) -> tuple[Split, Split]:
 TABLE = {
     "fashion-mnist": Entry(
         "60,000 + 10,000 grey images of clothes, 28x28",
-        (1, 28, 28), idx.read_folder, (0.2860,), (0.3530,), hub=("zalando-datasets/fashion_mnist", "image"),
+        (1, 28, 28), 60_000, idx.read_folder, (0.2860,), (0.3530,), hub=("zalando-datasets/fashion_mnist", "image"),
     ),
     "mnist": Entry(
         "60,000 + 10,000 handwritten digits, 28x28",
-        (1, 28, 28), idx.read_folder, (0.1307,), (0.3081,), hub=("ylecun/mnist", "image"),
+        (1, 28, 28), 60_000, idx.read_folder, (0.1307,), (0.3081,), hub=("ylecun/mnist", "image"),
     ),
     "cifar10": Entry(
         "50,000 + 10,000 colour images, 32x32",
-        (3, 32, 32), parquet.read_folder, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), hub=("uoft-cs/cifar10", "img"),
+        (3, 32, 32), 50_000, parquet.read_folder, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), hub=("uoft-cs/cifar10", "img"),
     ),
     "digits": Entry(
         "1,437 + 360 handwritten digits, 8x8; comes with scikit-learn",
-        (1, 8, 8), read_digits, (0.2874,), (0.3534,),
+        (1, 8, 8), 1_437, read_digits, (0.2874,), (0.3534,),
     ),
 }  # fmt: skip
 

@@ -87,11 +87,21 @@ def hold_out(train: Split, validation: float, seed: int) -> tuple[Split, Split]:
         (8, 2, True)
     """
     total = len(train)
+    count = num_held_out(total, validation)
+    generator = torch.Generator().manual_seed(derive(seed, "validation"))
+    order = torch.randperm(total, generator=generator)
+    return train.take(order[count:].sort().values), train.take(order[:count].sort().values)
+
+
+def num_held_out(total: int, validation: float) -> int:
+    """How many of ``total`` examples a share or a number means.
+
+    Example:
+        >>> num_held_out(1437, 0.1), num_held_out(1437, 100)
+        (144, 100)
+    """
     if isinstance(validation, bool) or not 0 <= validation < (1 if isinstance(validation, float) else total):
         raise ValueError(
             f"validation is a share in [0, 1) or a number of examples below {total}, got {validation!r}"
         )
-    count = round(validation * total) if isinstance(validation, float) else validation
-    generator = torch.Generator().manual_seed(derive(seed, "validation"))
-    order = torch.randperm(total, generator=generator)
-    return train.take(order[count:].sort().values), train.take(order[:count].sort().values)
+    return round(validation * total) if isinstance(validation, float) else validation

@@ -15,7 +15,7 @@ def mlp(
     classes: int = 10,
     batch_norm: bool = False,
 ) -> nn.Sequential:
-    """A fully connected net with ReLU between its layers ``fc1``, ``fc2``, ...
+    """A fully connected net of any widths, ReLU between its layers (``fc1``, ``fc2`` and so on).
 
     Args:
         widths: units of each hidden layer.

@@ -1,0 +1,7 @@
+"""``python -m startsparse``: the command line."""
+
+import sys
+
+from startsparse.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,41 @@
+"""Train what a recipe describes; the same command again resumes, or finds it done."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+EPILOG = """\
+examples:
+  startsparse train recipes/digits_quick.yaml
+  startsparse train recipes/fashion_rigl_in_random.yaml method.density=0.02 seed=3
+  startsparse train recipes/fashion_snip.yaml method=null train.epochs=2 out=/tmp/runs
+
+The run's folder is its identity: <out>/<recipe name>-<hash of all that is not default>. It holds recipe.yaml,
+metrics.jsonl, timing.jsonl, checkpoint, result.json and net.sparse.safetensors.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this command."""
+    parser.add_argument("recipe", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as method.density=0.02")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", action="store_true", help="print the final figures as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train and print the final figures."""
+    from startsparse.training import recipe, runs
+
+    chosen = recipe.load(arguments.recipe, arguments.overrides)
+    result = runs.run(chosen, progress=not arguments.quiet)
+    if arguments.json:
+        print(json.dumps(result | {"folder": str(chosen.folder)}))
+        return 0
+    print(
+        f"test accuracy {100 * result['test_accuracy']:.2f} %, {result['live_weights']:,} live weights "
+        f"(sparsity {100 * (1 - result['density']):.2f} %), compact file {result['net_bytes']:,} bytes"
+    )
+    print(f"all of it in {chosen.folder}")
+    return 0

@@ -1,0 +1,171 @@
+"""From a recipe to the objects it describes. No method is known here by name: it says itself what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import startsparse as ss
+from startsparse.training import data, loop, models, optim, seeds
+from startsparse.training.recipe import Recipe
+
+
+@dataclass
+class Bench:
+    """A run, ready to start: the job, and the sparsifier that watches over it (None for a dense run)."""
+
+    recipe: Recipe
+    dataset: data.Dataset
+    job: loop.Job
+    sparsifier: Any
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """The device a recipe means; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    wanted = recipe.train.device
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"train.device: {wanted} was asked for, but there is no CUDA device; use auto or cpu"
+        )
+    return device
+
+
+def model_of(recipe: Recipe) -> nn.Module:
+    """The model with its initial weights, which depend on the recipe's seed alone."""
+    seeds.seed_all(seeds.derive(recipe.seed, "model"))
+    return models.make(**recipe.resolved()["model"])
+
+
+def optimizer_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over all parameters of a model."""
+    options = recipe.resolved()["optimizer"]
+    return optim.make(options.pop("name"), model.parameters(), **options)
+
+
+def method_of(recipe: Recipe) -> tuple[Any, Any]:
+    """(method, source), or (None, None) for a dense run; no source means everywhere."""
+    resolved = recipe.resolved()
+    if resolved["method"] is None:
+        return None, None
+    source = resolved["source"]
+    return ss.methods.make(**resolved["method"]), None if source is None else ss.sources.make(**source)
+
+
+def total_steps(recipe: Recipe, examples: int) -> int:
+    """Optimizer steps of a run over ``examples`` training examples."""
+    if recipe.train.steps is not None:
+        return recipe.train.steps
+    batches = examples // min(recipe.data.batch_size, examples)
+    return (recipe.train.epochs or 0) * (batches // recipe.train.accumulate)
+
+
+def plan_of(recipe: Recipe) -> Any:
+    """What the method will make of the model; printable, with ``as_dict()`` and ``warnings``. No data are needed.
+
+    Raises:
+        ValueError: the recipe has no method, or asks for what its layers cannot hold.
+    """
+    method, source = method_of(recipe)
+    if method is None:
+        raise ValueError("method: a dense run has nothing to plan")
+    entry, chosen = data.TABLE[recipe.data.name], recipe.data
+    model = model_of(recipe)
+    return ss.plan(
+        model,
+        method,
+        source=source,
+        layers=recipe.layers,
+        optimizer=optimizer_of(recipe, model),
+        example_input=torch.zeros(min(chosen.batch_size, entry.examples), *entry.shape),
+        total_steps=total_steps(
+            recipe, entry.examples - data.num_held_out(entry.examples, chosen.validation)
+        ),
+    )
+
+
+def dataset_of(recipe: Recipe) -> data.Dataset:
+    """The data set, its validation part held out by the recipe's seed."""
+    chosen = recipe.data
+    return data.load(chosen.name, chosen.root, chosen.validation, recipe.seed)
+
+
+def bench_of(recipe: Recipe) -> Bench:
+    """Everything, on its device, at step 0.
+
+    Raises:
+        ValueError: something the recipe alone could not tell, such as a density its layers cannot reach.
+    """
+    device = device_of(recipe)
+    dataset = dataset_of(recipe).to(device)
+    augment = None if recipe.data.augment is None else data.AUGMENTS[recipe.data.augment]
+    batches = data.Batches(dataset.train, recipe.data.batch_size, recipe.seed, augment)
+    model = model_of(recipe).to(device)
+    optimizer = optimizer_of(recipe, model)
+    train = recipe.train
+    settings = loop.Settings(
+        total_steps(recipe, len(dataset.train)),
+        train.accumulate,
+        train.label_smoothing,
+        train.clip_norm,
+        train.amp,
+    )
+    named = recipe.resolved()["schedule"]
+    rate = optim.LearningRate(optimizer, optim.schedule(**named), settings.total_steps)
+    job = loop.Job(model, optimizer, rate, dataset, batches, settings)
+    seeds.seed_all(seeds.derive(recipe.seed, "train"))
+    return Bench(recipe, dataset, job, _attach(recipe, job))
+
+
+def _attach(recipe: Recipe, job: loop.Job) -> Any:
+    method, source = method_of(recipe)
+    if method is None:
+        return None
+    return ss.attach(
+        job.model,
+        job.optimizer,
+        method,
+        source=source,
+        total_steps=job.settings.total_steps,
+        layers=recipe.layers,
+        execution=recipe.train.execution,
+        **_passes(method, job),
+    )
+
+
+def _passes(method: Any, job: loop.Job) -> dict[str, Any]:
+    """What a method declares to need for passes of its own: ``data``, ``loss_fn``, ``example_input``."""
+    smoothing = job.settings.label_smoothing
+
+    def loss_fn(outputs: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, labels, label_smoothing=smoothing)
+
+    offered = {"data": FirstBatches(job), "loss_fn": loss_fn, "example_input": None}
+    needs = getattr(method, "needs", ())
+    if "example_input" in needs:
+        offered["example_input"] = next(iter(FirstBatches(job)))[0][:1]
+    return {name: value for name, value in offered.items() if name in needs}
+
+
+class FirstBatches:
+    """The batches of the first epoch, as the model takes them; may be gone through more than once."""
+
+    def __init__(self, job: loop.Job):
+        self._job = job
+
+    def __len__(self) -> int:
+        return len(self._job.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for index in range(len(self)):
+            inputs, labels = self._job.batches.get(0, index)
+            yield self._job.data.normalise(inputs), labels

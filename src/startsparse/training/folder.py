@@ -1,0 +1,114 @@
+"""A run's folder is its identity: what lies in it belongs to one recipe, and one process at a time writes to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import startsparse as ss
+from startsparse.training.files import remove_temporaries, write_atomic
+from startsparse.training.metrics import JsonLines
+from startsparse.training.names import require
+from startsparse.training.reading import read_yaml
+from startsparse.training.recipe import Recipe, differences
+
+
+class FolderError(RuntimeError):
+    """A run's folder that cannot be used; the message says why and what to do."""
+
+
+class RunFolder:
+    """The files of one run, by name.
+
+    Attributes:
+        path: the folder.
+        metrics: what the recipe determines, one JSON object per line.
+        timing: what the clock said.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.metrics = JsonLines(self.path / "metrics.jsonl")
+        self.timing = JsonLines(self.path / "timing.jsonl")
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the run stands."""
+        return self.path / "checkpoint"
+
+    @property
+    def net(self) -> Path:
+        """The compact file of the trained net."""
+        return self.path / "net.sparse.safetensors"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The final figures, or None as long as the run is not done."""
+        file = self.path / "result.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Note the final figures: from here on the run is done."""
+        write_atomic(self.path / "result.json", json.dumps(result, indent=2).encode() + b"\n")
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse a folder that belongs to another recipe.
+
+        Raises:
+            FolderError: the differences are named.
+        """
+        file = self.path / "recipe.yaml"
+        if file.exists() and (found := differences(read_yaml(file), recipe.resolved())):
+            raise FolderError(
+                f"{self.path} belongs to another recipe: {'; '.join(found)}. Remove the folder or choose another `out`"
+            )
+
+    def claim(self, recipe: Recipe) -> None:
+        """Write the resolved recipe and the versions down, if the folder has none; check it, if it has."""
+        self.check(recipe)
+        file = self.path / "recipe.yaml"
+        if file.exists():
+            return
+        environment = {
+            "startsparse": ss.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+        }
+        write_atomic(self.path / "version.json", json.dumps(environment, indent=2).encode() + b"\n")
+        write_atomic(file, require("yaml", "a recipe").safe_dump(recipe.resolved(), sort_keys=False).encode())
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process; the system lets go of it however the process ends.
+
+        Raises:
+            FolderError: another process is at it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this system
+            yield
+            return
+        with open(self.path / ".lock", "wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise FolderError(
+                    f"another process is running in {self.path}; wait for it or stop it"
+                ) from error
+            remove_temporaries(self.path)
+            yield
+
+
+def find_runs(out: str | Path) -> list[RunFolder]:
+    """The run folders inside ``out``, by name."""
+    return [RunFolder(file.parent) for file in sorted(Path(out).glob("*/recipe.yaml"))]
