@@ -36,7 +36,7 @@ def dead_units(mask: np.ndarray, shape: tuple[int, ...], geometry: Geometry) -> 
         ([[False, True]], [[False, True]])
     """
     grid = _grid(mask, shape, geometry)
-    return ~grid.any(axis=(2, 3)), ~grid.any(axis=(1, 3))
+    return np.asarray(~grid.any(axis=(2, 3))), np.asarray(~grid.any(axis=(1, 3)))
 
 
 def preserve(

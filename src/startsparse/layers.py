@@ -25,6 +25,9 @@ class Geometry:
     groups: int = 1
 
 
+ORDINARY = Geometry()
+
+
 @dataclass(frozen=True)
 class Layer:
     """One weight that may be sparse: its plain parameter name, its owner and its geometry."""
@@ -33,7 +36,7 @@ class Layer:
     module: nn.Module
     attribute: str
     shape: tuple[int, ...]
-    geometry: Geometry = Geometry()
+    geometry: Geometry = ORDINARY
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -121,4 +124,4 @@ def _by_default(module: nn.Module, attribute: str) -> bool:
 def _geometry(module: nn.Module, attribute: str) -> Geometry:
     if isinstance(module, _ConvNd) and attribute == "weight":
         return Geometry(transposed=isinstance(module, _ConvTransposeNd), groups=module.groups)
-    return Geometry()
+    return ORDINARY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -34,6 +34,46 @@ class PlannedLayer:
     training_bytes: int
     inference_flops: float | None
 
+    def cells(self) -> list[str]:
+        """The layer as a row of the plan's table."""
+        end = "by ranking" if self.num_final is None else f"{self.num_final:,}"
+        density = "?" if self.num_final is None else percent(self.num_final / self.num_weights)
+        flops = "?" if self.inference_flops is None else f"{self.inference_flops:,.0f}"
+        shape = "x".join(map(str, self.shape))
+        counts = [f"{self.num_weights:,}", f"{self.num_start:,}", end, density]
+        return [self.name, shape, *counts, size(self.training_bytes), flops]
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of the sparse layers for one sample, counted: a multiply and an add for each use of a live weight.
+
+    Attributes:
+        inference: one forward pass.
+        training: forward and both backward products, averaged over the run, dense-gradient steps included.
+        dense_inference, dense_training: the same of the dense net.
+        dense_gradient_steps: steps of the run that compute the dense weight gradient; None if its length is unknown.
+        batch: samples of the example input.
+    """
+
+    inference: float
+    training: float
+    dense_inference: float
+    dense_training: float
+    dense_gradient_steps: int | None
+    batch: int
+
+    def __str__(self) -> str:
+        steps = self.dense_gradient_steps
+        among = f", {steps} steps of the run with a dense gradient" if steps else ""
+        return (
+            f"FLOPs of inference, one sample: {self.inference:,.0f}, "
+            f"{percent(self.inference / self.dense_inference)} of dense (counted)\n"
+            f"FLOPs of a training step, batch {self.batch}: {self.training * self.batch:,.0f}, "
+            f"{percent(self.training / self.dense_training)} of dense{among} (counted)\n"
+            "masked execution computes the dense FLOPs whatever is counted here"
+        )
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -41,9 +81,8 @@ class Plan:
 
     Attributes:
         num_start, num_final: live weights when training begins and from the end of the method's schedule on.
-        inference_flops, training_flops: of the sparse layers, for one sample, counted; training averaged over the
-            run, dense-gradient steps included. None without ``example_input``.
-        dense_inference_flops, dense_training_flops: the same of the dense net.
+        num_parameters: of the whole model, biases and norms included.
+        flops: None without ``example_input``.
         warnings: what looks wrong; empty if nothing does.
     """
 
@@ -54,50 +93,24 @@ class Plan:
     num_final: int
     num_parameters: int
     layers: list[PlannedLayer]
-    inference_flops: float | None
-    training_flops: float | None
-    dense_inference_flops: float | None
-    dense_training_flops: float | None
-    dense_gradient_steps: int | None
-    batch: int | None
-    warnings: list[str] = field(default_factory=list)
+    flops: Flops | None
+    warnings: list[str]
 
     @property
     def density(self) -> float:
         """Final live weights over all weights of the sparse layers."""
         return self.num_final / self.num_weights
 
+    @property
+    def model_density(self) -> float:
+        """Final live weights and all other parameters over all parameters of the model."""
+        return (self.num_parameters - self.num_weights + self.num_final) / self.num_parameters
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self) | {"density": self.density}
+        return asdict(self) | {"density": self.density, "model_density": self.model_density}
 
     def __str__(self) -> str:
-        def count(number: int | None) -> str:
-            return "by ranking" if number is None else f"{number:,}"
-
-        def flops(number: float | None) -> str:
-            return "?" if number is None else f"{number:,.0f}"
-
-        rows = []
-        for r in self.layers:
-            share = "?" if r.num_final is None else percent(r.num_final / r.num_weights)
-            shape = "x".join(map(str, r.shape))
-            rows.append(
-                [r.name, shape, f"{r.num_weights:,}", count(r.num_start), count(r.num_final), share]
-                + [size(r.training_bytes), flops(r.inference_flops)]
-            )
-        total_bytes = sum(r.training_bytes for r in self.layers)
-        rows.append(
-            [
-                "all",
-                "",
-                f"{self.num_weights:,}",
-                f"{self.num_start:,}",
-                f"{self.num_final:,}",
-                percent(self.density),
-            ]
-            + [size(total_bytes), flops(self.inference_flops)]
-        )
         header = [
             "layer",
             "shape",
@@ -105,35 +118,20 @@ class Plan:
             "live at start",
             "live at end",
             "density",
-            "training memory",
+            "memory",
             "FLOPs/sample",
         ]
-        of_all = (self.num_parameters - self.num_weights + self.num_final) / self.num_parameters
+        rows = [row.cells() for row in self.layers]
+        memory = size(sum(row.training_bytes for row in self.layers))
+        ends = [f"{self.num_weights:,}", f"{self.num_start:,}", f"{self.num_final:,}", percent(self.density)]
+        rows.append(["all", "", *ends, memory, "?" if self.flops is None else f"{self.flops.inference:,.0f}"])
         lines = [
             f"{self.method} in {self.source} source",
             table(header, rows),
-            f"density of the sparse layers {percent(self.density)}, of all parameters {percent(of_all)}",
+            f"density of the sparse layers {percent(self.density)}, of all parameters {percent(self.model_density)}",
             f"live values at the end: {size(4 * self.num_final)} of {size(4 * self.num_weights)} in float32",
+            "FLOPs: give example_input= to count them" if self.flops is None else str(self.flops),
         ]
-        if (
-            self.inference_flops is not None
-            and self.dense_inference_flops
-            and self.training_flops is not None
-        ):
-            steps = (
-                f" ({self.dense_gradient_steps} steps with a dense gradient)"
-                if self.dense_gradient_steps
-                else ""
-            )
-            lines += [
-                f"FLOPs of inference, one sample: {self.inference_flops:,.0f}, "
-                f"{percent(self.inference_flops / self.dense_inference_flops)} of dense (counted)",
-                f"FLOPs of a training step, batch {self.batch}: {self.training_flops * (self.batch or 1):,.0f}, "
-                f"{percent(self.training_flops / (3 * self.dense_inference_flops))} of dense{steps} (counted)",
-                "masked execution computes the dense FLOPs whatever is counted here",
-            ]
-        else:
-            lines.append("FLOPs: give example_input= to count them")
         return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
 
 
@@ -175,45 +173,48 @@ def plan(
     last = (total_steps or 10**9) - 1
     final_count = method.target(last, total, start_count, total_steps)
     finals = _final_counts(method, views, starts, total, start_count, final_count, total_steps)
-    uses, batch = uses_per_sample(model, found, example_input) if example_input is not None else ({}, None)
-    assumed = {n: finals[n] if finals[n] is not None else final_count * sizes[n] / total for n in finals}
-    dense_steps = method.dense_gradient_steps(total_steps) if total_steps else None
-    share = dense_steps / total_steps if total_steps and dense_steps is not None else 0.0
-    average = _average_count(method, total, start_count, total_steps) if total_steps else final_count
-    rows = [
-        PlannedLayer(
-            name,
-            layer.shape,
-            sizes[name],
-            views[name].capacity,
-            starts[name],
-            finals[name],
-            training_bytes(
-                layer.shape,
-                layer.parameter.element_size(),
-                _states(optimizer),
-                views[name].source is not None,
-            ),
-            2 * assumed[name] * uses[name] if uses and finals[name] is not None else None,
-        )
-        for name, layer in found.items()
-    ]
-    return Plan(
-        method.name,
-        source.name,
-        total,
-        start_count,
-        final_count,
-        sum(parameter.numel() for parameter in model.parameters()),
-        rows,
-        inference_flops(assumed, uses) if uses else None,
-        training_flops(_scaled(assumed, average / max(final_count, 1)), sizes, uses, share) if uses else None,
-        inference_flops(sizes, uses) if uses else None,
-        3 * inference_flops(sizes, uses) if uses else None,
-        dense_steps,
-        batch,
-        _warnings(model, method, found, rows, uses, total_steps),
-    )
+    uses, batch = ({}, 0) if example_input is None else uses_per_sample(model, found, example_input)
+    flops = None
+    if uses:
+        shares = {
+            name: final_count * sizes[name] / total for name in found
+        }  # where a ranking is still to decide
+        ends = {name: shares[name] if count is None else float(count) for name, count in finals.items()}
+        flops = _flops(method, ends, sizes, uses, batch, start_count, total_steps)
+    num_states = _num_states(optimizer)
+    rows = []
+    for name, layer in found.items():
+        has_source, final = views[name].source is not None, finals[name]
+        memory = training_bytes(layer.shape, layer.parameter.element_size(), num_states, has_source)
+        counted = None if final is None or not uses else 2 * final * uses[name]
+        counts = (sizes[name], views[name].capacity, starts[name], final)
+        rows.append(PlannedLayer(name, layer.shape, *counts, memory, counted))
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    notes = _warnings(model, method, found, rows, uses, total_steps)
+    return Plan(method.name, source.name, total, start_count, final_count, everything, rows, flops, notes)
+
+
+def _flops(
+    method: Method,
+    ends: dict[str, float],
+    sizes: dict[str, int],
+    uses: dict[str, float],
+    batch: int,
+    start_count: int,
+    total_steps: int | None,
+) -> Flops:
+    """Training is averaged over the run; while the count still falls, layers are taken to hold their final shares."""
+    total, final_count = sum(sizes.values()), sum(ends.values())
+    dense_steps, average = None, final_count
+    if total_steps is not None:
+        dense_steps = method.dense_gradient_steps(total_steps)
+        steps = range(0, total_steps, max(1, total_steps // 1000))
+        average = sum(method.target(s - 1, total, start_count, total_steps) for s in steps) / len(steps)
+    mean = {name: count * average / max(final_count, 1) for name, count in ends.items()}
+    share = dense_steps / total_steps if dense_steps and total_steps else 0.0
+    dense = inference_flops(sizes, uses)
+    training = training_flops(mean, sizes, uses, share)
+    return Flops(inference_flops(ends, uses), training, dense, 3 * dense, dense_steps, batch)
 
 
 def _start_count(mask: Any, site: MaskedSite) -> int:
@@ -240,17 +241,7 @@ def _final_counts(
     return dict(layer_counts(method.distribution, views, final_count / total, capacity=starts))
 
 
-def _average_count(method, total: int, start_count: int, total_steps: int) -> float:
-    """Live weights averaged over the steps of a run (over a thousand of them in a long one)."""
-    steps = range(0, total_steps, max(1, total_steps // 1000))
-    return sum(method.target(step - 1, total, start_count, total_steps) for step in steps) / len(steps)
-
-
-def _scaled(counts: dict[str, float], factor: float) -> dict[str, float]:
-    return {name: count * factor for name, count in counts.items()}
-
-
-def _states(optimizer: Optimizer | None) -> int:
+def _num_states(optimizer: Optimizer | None) -> int:
     """State tensors of a weight's shape that an optimizer keeps: found by letting a copy of it take one step."""
     if optimizer is None:
         return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,23 @@ class LayerRow:
         """Live weights over all weights of the layer."""
         return self.num_active / self.num_weights
 
+    @classmethod
+    def total(cls, rows: Sequence[LayerRow]) -> LayerRow:
+        """All layers as one row."""
+        names = ("num_weights", "num_active", "num_nonzero", "num_source", "dead_units")
+        return cls("all", (), *(sum(getattr(row, name) for row in rows) for name in names))
+
+    def cells(self) -> list[str]:
+        """The layer as a row of the report's table."""
+        shape, source = "x".join(map(str, self.shape)), percent(self.num_source / self.num_weights)
+        counts = [
+            f"{self.num_weights:,}",
+            f"{self.num_active:,}",
+            percent(self.density),
+            f"{self.num_nonzero:,}",
+        ]
+        return [self.name, shape, *counts, source, f"{self.dead_units:,}"]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -58,25 +75,12 @@ class Report:
         return asdict(self)
 
     def __str__(self) -> str:
-        rows = [
-            [
-                r.name,
-                "x".join(map(str, r.shape)),
-                f"{r.num_weights:,}",
-                f"{r.num_active:,}",
-                percent(r.density),
-            ]
-            + [f"{r.num_nonzero:,}", percent(r.num_source / r.num_weights), f"{r.dead_units:,}"]
-            for r in self.layers
-        ]
-        weights, active = sum(r.num_weights for r in self.layers), sum(r.num_active for r in self.layers)
-        source, nonzero = sum(r.num_source for r in self.layers), sum(r.num_nonzero for r in self.layers)
-        total = ["all", "", f"{weights:,}", f"{active:,}", percent(self.density), f"{nonzero:,}"]
-        rows.append([*total, percent(source / weights), f"{sum(r.dead_units for r in self.layers):,}"])
         header = ["layer", "shape", "weights", "live", "density", "non-zero", "source", "dead units"]
+        rows = [row.cells() for row in self.layers]
+        rows.append(LayerRow.total(self.layers).cells())
+        moved = f"{self.num_updates} updates moved {self.num_moved:,} weights"
         lines = [
-            f"{self.method} in {self.source} source, step {self.step}, {self.phase}: {self.num_updates} updates moved "
-            f"{self.num_moved:,} weights",
+            f"{self.method} in {self.source} source, step {self.step}, {self.phase}: {moved}",
             table(header, rows),
             f"density of the sparse layers {percent(self.density)}, of all parameters {percent(self.model_density)}",
         ]
@@ -105,8 +109,8 @@ def build_report(sparsifier: Sparsifier, layers: Mapping[str, Layer], updates: i
                 sum(int(part.sum()) for part in dead),
             )
         )
-    weights, active = sum(r.num_weights for r in rows), sum(r.num_active for r in rows)
     everything = sum(p.numel() for p in sparsifier.model.parameters())
+    total = LayerRow.total(rows)
     return Report(
         sparsifier.method.name,
         sparsifier.source.name,
@@ -115,8 +119,8 @@ def build_report(sparsifier: Sparsifier, layers: Mapping[str, Layer], updates: i
         updates,
         moved,
         sparsifier.target_count,
-        active / weights,
-        (everything - weights + active) / everything,
+        total.density,
+        (everything - total.num_weights + total.num_active) / everything,
         rows,
         sparsifier.repairs,
     )

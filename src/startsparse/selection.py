@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .layouts import Layout
+
 
 def top_k(scores: Tensor, count: int, *, prefer: Tensor | None = None, what: str = "scores") -> Tensor:
     """The ``count`` highest scores as a bool tensor of the scores' shape.
@@ -61,6 +63,32 @@ def top_k_across(
             taken[name].view(-1)[chosen] = True
             missing -= len(chosen)
     return taken
+
+
+def select(scores: Tensor, count: int, layout: Layout, *, what: str = "scores") -> Tensor:
+    """The legal mask of a layout that keeps the highest scores, of the scores' shape.
+
+    Whole groups are ranked by the sum of their scores, groups with a quota keep their own highest. The number of live
+    positions is the multiple of the layout's quantum nearest to ``count``.
+
+    Raises:
+        ValueError: as ``top_k``, or the shape does not divide into the layout's groups.
+
+    Example:
+        >>> select(torch.tensor([[1.0, 5.0, 2.0, 3.0]]), 2, Layout("n:m", (2, 4)))
+        tensor([[False,  True, False,  True]])
+    """
+    groups = layout.arrange(tuple(scores.shape), what).to(scores.device)
+    units = layout.units(tuple(scores.shape), count, what)
+    grouped = scores.reshape(-1)[groups]
+    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    if layout.whole:
+        mask[groups[top_k(grouped.sum(1), units, what=what)]] = True
+        return mask.view(scores.shape)
+    _check({what: grouped}, units * len(groups))
+    best = grouped.sort(dim=1, descending=True, stable=True).indices[:, :units]
+    mask[groups.gather(1, best)] = True
+    return mask.view(scores.shape)
 
 
 def _check(scores: Mapping[str, Tensor], count: int) -> None:

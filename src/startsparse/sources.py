@@ -8,16 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .distributions import Distribution, Scaled, allocate
 from .distributions import names as distribution_names
-from .draw import Drawn
+from .draw import Drawn, Permutation
 from .flow import POLICIES, Repair, preserve
 from .layers import Layer
+from .layouts import Layout, parse
 from .masks import validate
 from .names import nearest
+from .selection import select
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class RandomSource:
         draw: "exact" (each layer's count to the weight) or "bernoulli" (each position for itself, the theory's
             Erdos-Renyi source).
         flow: "none", "add" or "keep_budget": repair dead units, see ``startsparse.flow``.
+        layout: "unstructured", or a pattern of ``startsparse.layouts``: "2:4", "block:4x4", "fan_in", "channel".
+            Counts are then the nearest multiples of the layout's quantum.
 
     References:
         Gadhikar et al. 2023, https://arxiv.org/abs/2210.02412
@@ -76,6 +81,7 @@ class RandomSource:
     seed: int = 0
     draw: str = "exact"
     flow: str = "none"
+    layout: str = "unstructured"
     name: ClassVar[str] = "random"
 
     def __post_init__(self):
@@ -94,17 +100,33 @@ class RandomSource:
             value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(f"RandomSource: unknown {field} {value!r}: {nearest(str(value), allowed)}")
+        self._check_layout(parse(self.layout))
+
+    def _check_layout(self, layout: Layout) -> None:
+        share = layout.numbers[0] / layout.numbers[1]
+        if layout.kind == "n:m" and self.density != share:
+            raise ValueError(
+                f"RandomSource: layout {layout} has density {share:g}, got density={self.density!r}"
+            )
+        if layout.kind != "unstructured" and (self.draw != "exact" or self.flow != "none"):
+            raise ValueError(
+                f"RandomSource: layout {layout} is drawn exactly, unrepaired: leave draw and flow"
+            )
 
     def supports(self, layers: Mapping[str, Layer]) -> dict[str, Support]:
         """The support of every layer."""
-        counts = allocate(
-            self.distribution, {name: layer.shape for name, layer in layers.items()}, self.density
-        )
+        rule = "uniform" if parse(self.layout).kind == "n:m" else self.distribution
+        counts = allocate(rule, {name: layer.shape for name, layer in layers.items()}, self.density)
         return {name: self._support(layer, counts[name]) for name, layer in layers.items()}
 
     def _support(self, layer: Layer, count: int) -> Support:
         size = math.prod(layer.shape)
         drawn = Drawn("exact", self.seed, layer.name, size, count=count)
+        layout = parse(self.layout)
+        if layout.kind != "unstructured":
+            ranks = Permutation(size, "exact", self.seed, layer.name).ranks(np.arange(size))
+            scores = torch.from_numpy(size - ranks).view(layer.shape)
+            return Support(select(scores, count, layout, what=layer.name).view(-1))
         if self.draw == "bernoulli":
             drawn = Drawn("bernoulli", self.seed, layer.name, size, density=count / size)
         if self.flow == "none":

@@ -272,7 +272,8 @@ class Sparsifier:
         sources = saved.unpack_sources(state["sources"], {n: s.layer.shape for n, s in self._sites.items()})
         for name, site in self._sites.items():
             device = site.parameter.device
-            site.source = None if sources[name] is None else sources[name].to(device)
+            source = sources[name]
+            site.source = None if source is None else source.to(device)
             site.place(masks[name].to(device))
             gradient = state["gradients"].get(name)
             site.dense_gradient = None if gradient is None else gradient.to(device).clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ..distributions import Scaled
 from ..names import nearest
@@ -46,7 +47,7 @@ def get(name: str) -> type[Method]:
     return REGISTRY[name]
 
 
-def make(name: str, **hyper_parameters) -> Method:
+def make(name: str, **hyper_parameters: Any) -> Method:
     """A method by name; hyper-parameters are spelled as in Python.
 
     Raises:

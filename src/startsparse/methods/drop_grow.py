@@ -62,7 +62,7 @@ class DropGrow(RandomStart):
         self._one_of("grown_state", STATES)
 
     def check(self, views: Views, total_steps: int | None) -> None:
-        self.window(total_steps)
+        _ = self.window(total_steps)  # a fraction of an unknown run is refused here
 
     def window(self, total_steps: int | None) -> Window:
         """The update steps of a run."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..criteria import gradient as gradient_score
 from ..draw import Permutation
-from ..layers import Geometry
+from ..layers import ORDINARY, Geometry
 from ..selection import top_k
 
 
@@ -92,7 +92,7 @@ class DenseView:
     source: Tensor | None = None
     gradient: Tensor | None = None
     frozen: bool = False
-    geometry: Geometry = Geometry()
+    geometry: Geometry = ORDINARY
 
     def __post_init__(self):
         self.shape = tuple(self.weight.shape)
