@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,20 +71,21 @@ class RunFolder:
             )
 
     def claim(self, recipe: Recipe) -> None:
-        """Write the resolved recipe and the versions down, if the folder has none; check it, if it has."""
+        """Write the resolved recipe and the versions down, if the folder has none; check them, if it has."""
         self.check(recipe)
-        file = self.path / "recipe.yaml"
-        if file.exists():
-            return
-        environment = {
-            "startsparse": ss.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-        }
-        write_atomic(self.path / "version.json", json.dumps(environment, indent=2).encode() + b"\n")
-        write_atomic(file, require("yaml", "a recipe").safe_dump(recipe.resolved(), sort_keys=False).encode())
+        file, versions = self.path / "recipe.yaml", self.path / "version.json"
+        if not file.exists():
+            write_atomic(versions, json.dumps(environment(), indent=2).encode() + b"\n")
+            write_atomic(
+                file, require("yaml", "a recipe").safe_dump(recipe.resolved(), sort_keys=False).encode()
+            )
+        elif versions.exists() and (begun := json.loads(versions.read_text())) != environment():
+            changed = [f"{key} {value}, now {environment().get(key)}" for key, value in begun.items()
+                       if environment().get(key) != value]  # fmt: skip
+            warnings.warn(
+                f"{self.path} was begun with {', '.join(changed)}: it goes on, but not bit for bit",
+                stacklevel=2,
+            )
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -107,6 +109,17 @@ class RunFolder:
                 ) from error
             remove_temporaries(self.path)
             yield
+
+
+def environment() -> dict[str, Any]:
+    """What besides the recipe decides the bits of a run."""
+    return {
+        "startsparse": ss.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def find_runs(out: str | Path) -> list[RunFolder]:

@@ -181,16 +181,18 @@ _ELSEWHERE: Any = {"name": True, "out": True, "data": {"root"}, "train": {"check
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """The paths at which two resolved recipes describe different runs, with both values.
 
+    An option that ``before`` does not know was added by a later version: at its default, it is no difference.
+
     Example:
-        >>> differences({"seed": 1, "out": "a"}, {"seed": 2, "out": "b"})
+        >>> differences({"seed": 1, "out": "a"}, {"seed": 2, "out": "b", "layers": None})
         ['seed: 1 in the folder, 2 now']
     """
     old, new = reading.flatten(before), reading.flatten(after)
     moved = {"name", "out", "data.root", "train.checkpoint_every"}
     return [
-        f"{path}: {old.get(path, 'absent')!r} in the folder, {new.get(path, 'absent')!r} now"
-        for path in sorted((old.keys() | new.keys()) - moved)
-        if old.get(path, "absent") != new.get(path, "absent")
+        f"{path}: {value!r} in the folder, {new.get(path, 'absent')!r} now"
+        for path, value in old.items()
+        if path not in moved and new.get(path, "absent") != value
     ]
 
 
