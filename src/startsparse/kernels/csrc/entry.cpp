@@ -28,10 +28,9 @@ const Kernels *best() {
     return &portable::kernels;
 }
 
-const Kernels &kernels() {
-    static const Kernels *const chosen = best();
-    return *chosen;
-}
+const Kernels *const chosen = best();
+
+const Kernels &kernels() { return *chosen; }
 
 Status check(const void *buffer, int64_t bytes) {
     const auto *p = static_cast<const Header *>(buffer);
@@ -55,10 +54,16 @@ Status check(const Geometry &g, const void *buffer, int64_t bytes) {
 
 using namespace startsparse;
 
+#if !defined(SS_SOURCE)
+#define SS_SOURCE ""
+#endif
 #define SS_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Changes whenever an exported function or a struct does.
 SS_EXPORT int32_t ss_version() { return 1; }
+
+// What it was built from, so that a library that no longer fits its source is found out.
+SS_EXPORT const char *ss_source() { return SS_SOURCE; }
 
 SS_EXPORT int32_t ss_width() { return kernels().width; }
 
@@ -100,25 +105,26 @@ SS_EXPORT int32_t ss_merge_positions(const int64_t *old, int64_t n, const int64_
     return merge_positions(old, n, drop, drops, grow, grows, now);
 }
 
-// Floats of scratch that a call with this geometry and number of threads needs; negative: minus a status.
-SS_EXPORT int64_t ss_scratch(const Geometry *g, const void *pattern, int64_t bytes, int32_t backward, int32_t threads) {
-    if (const Status status = check(*g, pattern, bytes)) return -int64_t(status);
-    const auto *p = static_cast<const Header *>(pattern);
-    return (backward ? kernels().backward_scratch : kernels().forward_scratch)(*g, *p, threads);
-}
-
-SS_EXPORT int32_t ss_forward(const Geometry *g, const void *pattern, int64_t bytes, const float *x, const float *values,
-                             const float *bias, float *y, float *scratch, int32_t threads) {
+// Both passes return 0, a status, or minus the floats of scratch they need where `capacity` is less.
+SS_EXPORT int64_t ss_forward(const Geometry *g, const void *pattern, int64_t bytes, const float *x, const float *values,
+                             const float *bias, float *y, float *scratch, int64_t capacity, int32_t threads) {
     if (const Status status = check(*g, pattern, bytes)) return status;
-    kernels().forward(*g, *static_cast<const Header *>(pattern), x, values, bias, y, scratch, threads);
+    const auto *p = static_cast<const Header *>(pattern);
+    const int64_t need = kernels().forward_scratch(*g, *p, threads);
+    if (need > capacity) return -need;
+    kernels().forward(*g, *p, x, values, bias, y, scratch, threads);
     return OK;
 }
 
 // dx, dw and db may each be null: then that gradient is not computed.
-SS_EXPORT int32_t ss_backward(const Geometry *g, const void *pattern, int64_t bytes, const float *x, const float *dy,
-                              const float *values, float *dx, float *dw, float *db, float *scratch, int32_t threads) {
+SS_EXPORT int64_t ss_backward(const Geometry *g, const void *pattern, int64_t bytes, const float *x, const float *dy,
+                              const float *values, float *dx, float *dw, float *db, float *scratch, int64_t capacity,
+                              int32_t threads) {
     if (const Status status = check(*g, pattern, bytes)) return status;
-    kernels().backward(*g, *static_cast<const Header *>(pattern), x, dy, values, dx, dw, db, scratch, threads);
+    const auto *p = static_cast<const Header *>(pattern);
+    const int64_t need = kernels().backward_scratch(*g, *p, threads);
+    if (need > capacity) return -need;
+    kernels().backward(*g, *p, x, dy, values, dx, dw, db, scratch, threads);
     return OK;
 }
 

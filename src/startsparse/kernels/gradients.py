@@ -1,0 +1,112 @@
+"""The dense gradient of a sparse weight, a few rows at a time: what drop-and-grow methods ask for at an update.
+
+The whole dense gradient never exists: each block of rows is computed, reduced to what is wanted of it, and let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from startsparse.kernels.geometry import Pair
+from startsparse.kernels.pattern import Pattern
+
+_BLOCK = 1 << 22  # floats of one block of gradient: 16 MB
+
+
+def dense_gradient(
+    x: Tensor,
+    dy: Tensor,
+    *,
+    kernel_size: Pair | None = None,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    block: int = _BLOCK,
+) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of the gradient of the dense weight, first rows first.
+
+    Args:
+        x: The layer's input: [..., in_features], or [batch, channels, height, width] for a convolution.
+        dy: The gradient of its output, of the layer's output shape.
+        kernel_size: Of a convolution; None for a linear layer. The other pairs and ``groups`` belong to it.
+        block: Floats of gradient held at a time, at most (but never less than one row).
+
+    Yields:
+        First row, and gradient [rows of the block, cols] as a matrix.
+    """
+    x, dy = x.detach(), dy.detach()
+    if kernel_size is None:
+        x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+        step = max(1, block // max(x.shape[1], 1))
+        for row in range(0, dy.shape[1], step):
+            yield row, dy[:, row : row + step].t() @ x
+        return
+    rows_per_group, channels = dy.shape[1] // groups, x.shape[1] // groups
+    cols = channels * kernel_size[0] * kernel_size[1]
+    step = max(1, block // max(cols, 1))
+    for group in range(groups):
+        image = x[:, group * channels : (group + 1) * channels]
+        for start in range(0, rows_per_group, step):
+            row, rows = group * rows_per_group + start, min(step, rows_per_group - start)
+            part = dy[:, row : row + rows]
+            weight = (rows, channels, *kernel_size)
+            yield row, F.grad.conv2d_weight(image, weight, part, stride, padding, dilation).reshape(rows, cols)
+
+
+def grow_candidates(
+    pattern: Pattern, x: Tensor, dy: Tensor, count: int, *, allowed: Tensor | None = None, **layer
+) -> tuple[Tensor, Tensor]:
+    """The ``count`` weights, not live now, whose dense gradients are largest in magnitude.
+
+    Ties go to the lower position. A gradient that is not a number ranks below all others.
+
+    Args:
+        pattern: The live weights, which are left out.
+        x, dy: As for ``dense_gradient``, which also takes ``layer``.
+        count: Candidates wanted; fewer come back where there are fewer.
+        allowed: Ascending row-major positions that may grow (int64), where not all may.
+
+    Returns:
+        Row-major positions (int64), largest magnitude first, and their gradients with sign.
+    """
+    live = pattern.positions()
+    best = torch.empty(0, dtype=torch.int64), torch.empty(0)
+    if count <= 0:
+        return best
+    for row, gradient in dense_gradient(x, dy, **layer):
+        start, flat = row * pattern.cols, gradient.reshape(-1)
+        if allowed is None:
+            score = flat.abs().nan_to_num_(nan=-1.0, posinf=torch.inf)
+            score[_within(live, start, flat.numel())] = -2.0
+            position = _largest(score, count)
+        else:
+            inside = _within(allowed, start, flat.numel())
+            taken = torch.zeros(flat.numel(), dtype=torch.bool)
+            taken[_within(live, start, flat.numel())] = True
+            position = inside[~taken[inside]]
+        found = torch.cat((best[0], position + start)), torch.cat((best[1], flat[position]))
+        score = found[1].abs().nan_to_num_(nan=-1.0, posinf=torch.inf)
+        order = torch.argsort(score, descending=True, stable=True)[:count]  # positions ascend among equals
+        best = found[0][order], found[1][order]
+    return best
+
+
+def _within(positions: Tensor, start: int, size: int) -> Tensor:
+    """Sorted positions inside a block, counted from its start."""
+    ends = torch.tensor([start, start + size])
+    first, last = torch.searchsorted(positions, ends).tolist()
+    return positions[first:last] - start
+
+
+def _largest(score: Tensor, count: int) -> Tensor:
+    """Indices, ascending, of the ``count`` largest scores above -2, and of all that tie with the last of them."""
+    if score.numel() > count:
+        limit = max(float(torch.topk(score, count, sorted=True).values[-1]), -1.0)
+    else:
+        limit = -1.0
+    return (score >= limit).nonzero().flatten()

@@ -1,0 +1,137 @@
+"""The compiled kernels, called through ctypes: tensors in, tensors out, status codes turned into words."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from startsparse.kernels.geometry import Layer
+from startsparse.kernels.memory import scratch
+
+_WORDS = {
+    1: "the pattern is not one that Pattern.build made (or it was cut short, or copied to an odd address)",
+    2: "the pattern belongs to a layer of another shape",
+    3: "positions must be strictly ascending",
+    4: "a position lies outside the weight",
+    5: "too large: at most 2^31 - 1 live weights, and 4 GiB for one tile of activations",
+    6: "a position to drop is not live",
+    7: "a position to grow is live already",
+}
+
+_SIGNATURES = {
+    "ss_width": (c_int32,),
+    "ss_pattern_bytes": (c_int64, *[c_int64] * 5),
+    "ss_pattern_build": (c_int32, c_void_p, *[c_int64] * 5, c_void_p, c_int32),
+    "ss_pattern_row_major": (c_int32, c_void_p, c_int64, c_void_p, c_void_p),
+    "ss_pattern_sources": (c_int32, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32),
+    "ss_take": (c_int32, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int32),
+    "ss_merge_positions": (c_int32, *[c_void_p, c_int64] * 3, c_void_p),
+    "ss_forward": (c_int64, c_void_p, c_void_p, c_int64, *[c_void_p] * 5, c_int64, c_int32),
+    "ss_backward": (c_int64, c_void_p, c_void_p, c_int64, *[c_void_p] * 7, c_int64, c_int32),
+    "ss_pack": (None, c_void_p, c_void_p, c_void_p, c_int32),
+    "ss_unpack": (None, c_void_p, c_void_p, c_void_p, c_int32),
+}
+
+
+def _check(status: int) -> None:
+    if status:
+        raise ValueError(f"startsparse: {_WORDS.get(status, f'kernel status {status}')}")
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class NativeBackend:
+    """The loaded library. Tensors given to it are contiguous, on the CPU and of the right dtype: ``ops`` sees to that."""
+
+    name = "native"
+
+    def __init__(self, library: ctypes.CDLL):
+        self.library = library
+        for name, (result, *arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+        self.width = library.ss_width()
+        self._forward, self._backward = library.ss_forward, library.ss_backward
+
+    def build(self, positions: Tensor, rows: int, cols: int, groups: int, block: int) -> Tensor:
+        """Sorted row-major positions [nnz], int64 or int32 -> pattern blob (uint8)."""
+        shape = (rows, cols, groups, positions.numel(), block)
+        blob = torch.empty(self.library.ss_pattern_bytes(*shape), dtype=torch.uint8)
+        wide = positions.dtype == torch.int64
+        _check(self.library.ss_pattern_build(blob.data_ptr(), *shape, positions.data_ptr(), wide))
+        return blob
+
+    def row_major(self, blob: Tensor, nnz: int, want_order: bool) -> tuple[Tensor, Tensor | None]:
+        """Positions in row-major order (int64), and where each one's value lies (int32)."""
+        positions = torch.empty(nnz, dtype=torch.int64)
+        order = torch.empty(nnz, dtype=torch.int32) if want_order else None
+        _check(self.library.ss_pattern_row_major(blob.data_ptr(), blob.numel(), positions.data_ptr(), _address(order)))
+        return positions, order
+
+    def sources(self, before: Tensor, now: Tensor, nnz: int, threads: int) -> Tensor:
+        """For each of the ``nnz`` weights of ``now``: its place in the value order of ``before``, or -1 (int32)."""
+        source = torch.empty(nnz, dtype=torch.int32)
+        _check(
+            self.library.ss_pattern_sources(
+                before.data_ptr(), before.numel(), now.data_ptr(), now.numel(), source.data_ptr(), threads
+            )
+        )
+        return source
+
+    def take(self, old: Tensor, source: Tensor, threads: int) -> Tensor:
+        """``old[source]``, zero where source is -1. Any dtype of 1, 2, 4 or 8 bytes."""
+        now = torch.empty(source.numel(), dtype=old.dtype)
+        size = old.element_size()
+        _check(self.library.ss_take(old.data_ptr(), source.data_ptr(), source.numel(), size, now.data_ptr(), threads))
+        return now
+
+    def merge(self, positions: Tensor, drop: Tensor, grow: Tensor) -> Tensor:
+        """Sorted positions less ``drop`` and plus ``grow`` (all int64, sorted)."""
+        now = torch.empty(positions.numel() + grow.numel(), dtype=torch.int64)
+        parts = [item for tensor in (positions, drop, grow) for item in (tensor.data_ptr(), tensor.numel())]
+        _check(self.library.ss_merge_positions(*parts, now.data_ptr()))
+        return now[: _merged_size(positions, drop, grow)]
+
+    def forward(
+        self, layer: Layer, blob: Tensor, x: Tensor, values: Tensor, bias: Tensor | None, y: Tensor, threads: int
+    ) -> None:
+        """Fill ``y``."""
+        tensors = (x.data_ptr(), values.data_ptr(), _address(bias), y.data_ptr())
+        self._with_scratch(self._forward, layer, blob, tensors, threads)
+
+    def backward(
+        self, layer: Layer, blob: Tensor, x: Tensor, dy: Tensor, values: Tensor, dx: Tensor | None, dw: Tensor | None,
+        db: Tensor | None, threads: int,
+    ) -> None:  # fmt: skip
+        """Fill those of ``dx``, ``dw`` and ``db`` that are given."""
+        tensors = (x.data_ptr(), dy.data_ptr(), values.data_ptr(), _address(dx), _address(dw), _address(db))
+        self._with_scratch(self._backward, layer, blob, tensors, threads)
+
+    def pack(self, layer: Layer, x: Tensor, blocked: Tensor, threads: int) -> None:
+        """Row-major [batch, channels, ...] -> blocked [tiles, channels, ..., lanes], missing items zero."""
+        self.library.ss_pack(layer.address, x.data_ptr(), blocked.data_ptr(), threads)
+
+    def unpack(self, layer: Layer, blocked: Tensor, x: Tensor, threads: int) -> None:
+        """Blocked -> row-major."""
+        self.library.ss_unpack(layer.address, blocked.data_ptr(), x.data_ptr(), threads)
+
+    @staticmethod
+    def _with_scratch(function, layer: Layer, blob: Tensor, tensors: tuple, threads: int) -> None:
+        """Call; where the scratch at hand is too small, the kernel says how much it needs."""
+        buffer = scratch()
+        arguments = (layer.address, blob.data_ptr(), blob.numel(), *tensors)
+        status = function(*arguments, buffer.data_ptr(), buffer.numel(), threads)
+        if status < 0:
+            buffer = scratch(-status)
+            status = function(*arguments, buffer.data_ptr(), buffer.numel(), threads)
+        _check(status)
+
+
+def _merged_size(positions: Tensor, drop: Tensor, grow: Tensor) -> int:
+    """Live weights afterwards; the kernel has checked that every dropped one was live and every grown one was not."""
+    return positions.numel() - drop.numel() + grow.numel()
