@@ -12,6 +12,7 @@ from .tables import percent, table
 
 if TYPE_CHECKING:
     from .sparsifier import Sparsifier
+    from .topology import Topology
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Report:
         return "\n".join(lines)
 
 
-def build_report(sparsifier: Sparsifier, layers: Mapping[str, Layer], updates: int, moved: int) -> Report:
+def build_report(sparsifier: Sparsifier, layers: Mapping[str, Layer], topology: Topology) -> Report:
     """Count what lives where."""
     masks, sources = sparsifier.masks, sparsifier.source_masks
     rows = []
@@ -116,11 +117,11 @@ def build_report(sparsifier: Sparsifier, layers: Mapping[str, Layer], updates: i
         sparsifier.source.name,
         sparsifier.phase,
         sparsifier.step,
-        updates,
-        moved,
+        topology.num_updates,
+        topology.num_moved,
         sparsifier.target_count,
         total.density,
         (everything - total.num_weights + total.num_active) / everything,
         rows,
-        sparsifier.repairs,
+        topology.repairs,
     )

@@ -17,10 +17,11 @@ from .execution.hooks import LoadHook, StepHooks, attached_to, claim, release
 from .execution.masked import MaskedSite
 from .layers import find
 from .masks import density as density_of
-from .methods import Change, Method
+from .methods import Method
 from .names import nearest, plain
 from .report import Report, build_report
 from .sources import DenseSource, Source, describe
+from .topology import Topology
 
 EXECUTIONS = ("masked",)
 
@@ -79,9 +80,7 @@ def attach(
         raise TypeError(f"method must be a method such as ss.RigL(density=0.05), got {method!r}")
     if execution not in EXECUTIONS:
         raise ValueError(f"unknown execution {execution!r}: {nearest(str(execution), EXECUTIONS)}")
-    if total_steps is not None and (
-        isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1
-    ):
+    if isinstance(total_steps, bool) or not isinstance(total_steps, int | None) or (total_steps or 1) < 1:
         raise ValueError(f"total_steps must be an int >= 1 or None, got {total_steps!r}")
     unused = {"data": data, "loss_fn": loss_fn, "example_input": example_input}
     for name in [name for name, value in unused.items() if value is not None]:
@@ -97,7 +96,6 @@ class Sparsifier:
         method, source: what decides where weights live.
         step: optimizer steps done so far (skipped ones, as after an overflow, do not count).
         total_steps: length of the run, or None.
-        drawn: name -> draw, for the masks that are exactly a draw and so cost only a seed.
     """
 
     def __init__(
@@ -111,7 +109,6 @@ class Sparsifier:
     ):
         self.model, self.method, self.source, self.total_steps = model, method, source, total_steps
         self.step = 0
-        self.drawn: dict[str, Drawn] = {}
         self._optimizers = optimizers
         self._layers = find(model, layers)
         for name, layer in self._layers.items():
@@ -119,72 +116,29 @@ class Sparsifier:
                 raise ValueError(
                     f"{name} is attached to a sparsifier already: call detach() on that one first"
                 )
-        self._check_optimizers()
-        supports = source.supports(self._layers)
-        self._source_drawn = {n: s.positions for n, s in supports.items() if isinstance(s.positions, Drawn)}
-        self._sites = {name: MaskedSite(layer, supports[name].mask()) for name, layer in self._layers.items()}
-        views = {name: site.view() for name, site in self._sites.items()}
-        method.check(views, total_steps)
-        starts = method.start(views)
-        self.repairs = {
-            n: r for n in supports for r in (supports[n].repair, starts[n].repair) if r is not None
-        }
-        for name, start in starts.items():
-            self._place(name, start.mask)
-        self.start_count = sum(site.num_active for site in self._sites.values())
-        self._total = sum(site.parameter.numel() for site in self._sites.values())
+        _check_optimizers(self._layers, optimizers)
+        self._topology = Topology(self._layers, method, source, total_steps, optimizers)
         self._loaded: dict[str, Tensor] = {}
-        self._num_updates = self._num_moved = 0
-        if method.due(-1, total_steps):
-            self._update(-1)
-        self._empty: set[str] = set()
-        self._warn_of_empty_layers()
         self._connect()
 
-    def _place(self, name: str, mask: Drawn | Tensor | None) -> None:
-        site = self._sites[name]
-        if isinstance(mask, Drawn):
-            inside = None if site.source is None else site.source.cpu().numpy()
-            if inside is None:
-                self.drawn[name] = mask
-            mask = torch.from_numpy(mask.mask(inside))
-        elif mask is None and name in self._source_drawn:
-            self.drawn[name] = self._source_drawn[name]
-        if mask is not None:
-            site.place(mask)
-
-    def _check_optimizers(self) -> None:
-        held = {
-            id(p)
-            for optimizer in self._optimizers
-            for group in optimizer.param_groups
-            for p in group["params"]
-        }
-        lost = [
-            n
-            for n, layer in self._layers.items()
-            if layer.parameter.requires_grad and id(layer.parameter) not in held
-        ]
-        if lost:
-            raise ValueError(
-                f"no optimizer updates {', '.join(lost)}: give their parameters to the optimizer, freeze them "
-                "(requires_grad=False) or exclude them (layers=['!name'])"
-            )
-
     def _connect(self) -> None:
-        """From here on the model is changed: weights go onto their masks, hooks are set."""
+        """From here on the model is changed: hooks are set, weights go onto their masks."""
         claim(self, [site.parameter for site in self._sites.values()])
-        owners = {id(site.layer.module): site.layer.module for site in self._sites.values()}
-        me = weakref.ref(self)
-        self._handles = [m.register_load_state_dict_post_hook(LoadHook(me)) for m in owners.values()]
-        self._handles += [handle for o in self._optimizers for handle in StepHooks.register(o, self)]
-        for site in self._sites.values():
-            site.hook()
-            site.remask()
-        self._capture()
+        owners = {id(layer.module): layer.module for layer in self._layers.values()}
+        hook = LoadHook(weakref.ref(self))
+        self._handles = [module.register_load_state_dict_post_hook(hook) for module in owners.values()]
+        self._handles += [
+            handle for optimizer in self._optimizers for handle in StepHooks.register(optimizer, self)
+        ]
         self._finalizer = weakref.finalize(self, _disconnect, list(self._sites.values()), self._handles)
+        self._topology.begin()
+        self._topology.capture(0)
 
     # -- what can be read --------------------------------------------------------------------------------------
+
+    @property
+    def _sites(self) -> dict[str, MaskedSite]:
+        return self._topology.sites
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -200,6 +154,11 @@ class Sparsifier:
         }
 
     @property
+    def drawn(self) -> dict[str, Drawn]:
+        """Parameter name -> draw, for the masks that are exactly a draw and so cost only a seed."""
+        return dict(self._topology.drawn)
+
+    @property
     def density(self) -> float:
         """Live weights over all weights of the sparse layers."""
         return density_of(self.masks)
@@ -207,7 +166,7 @@ class Sparsifier:
     @property
     def target_count(self) -> int:
         """Live weights scheduled for now."""
-        return self.method.target(self.step - 1, self._total, self.start_count, self.total_steps)
+        return self._topology.target(self.step - 1)
 
     @property
     def phase(self) -> str:
@@ -221,9 +180,7 @@ class Sparsifier:
 
     def report(self) -> Report:
         """Where the weights live now, per layer and in all; prints as a table."""
-        return build_report(
-            self, {n: s.layer for n, s in self._sites.items()}, self._num_updates, self._num_moved
-        )
+        return build_report(self, self._layers, self._topology)
 
     def dense_state_dict(self) -> dict[str, Tensor]:
         """The model's state_dict under plain keys, zeros in place."""
@@ -246,18 +203,19 @@ class Sparsifier:
         Plain data and tensors only, so ``torch.load(weights_only=True)`` reads it. Masks that still are a draw are
         stored as their seed and a hash, others as one bit a weight.
         """
+        topology = self._topology
         return {
             "format": saved.FORMAT,
             "describe": self.describe(),
             "step": self.step,
-            "start_count": self.start_count,
-            "num_updates": self._num_updates,
-            "num_moved": self._num_moved,
-            "masks": saved.pack_masks(self.masks, self.drawn),
-            "sources": saved.pack_sources({n: s.source for n, s in self._sites.items()}, self._source_drawn),
-            "gradients": {
-                n: s.dense_gradient for n, s in self._sites.items() if s.dense_gradient is not None
-            },
+            "start_count": topology.start_count,
+            "num_updates": topology.num_updates,
+            "num_moved": topology.num_moved,
+            "masks": saved.pack_masks(self.masks, topology.drawn),
+            "sources": saved.pack_sources(
+                {n: s.source for n, s in self._sites.items()}, topology.source_drawn
+            ),
+            "gradients": {n: s.gradient_state() for n, s in self._sites.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -267,36 +225,25 @@ class Sparsifier:
             ValueError: the state is of another method, source, set of layers or format, or is damaged. Nothing has
                 changed then.
         """
-        saved.check(state, self.describe(), {name: site.layer.shape for name, site in self._sites.items()})
-        masks, drawn = saved.unpack_masks(state["masks"], {n: s.layer.shape for n, s in self._sites.items()})
-        sources = saved.unpack_sources(state["sources"], {n: s.layer.shape for n, s in self._sites.items()})
+        shapes = {name: layer.shape for name, layer in self._layers.items()}
+        saved.check(state, self.describe(), shapes)
+        masks, drawn = saved.unpack_masks(state["masks"], shapes)
+        sources = saved.unpack_sources(state["sources"], shapes)
         for name, site in self._sites.items():
-            device = site.parameter.device
-            source = sources[name]
-            site.source = None if source is None else source.to(device)
-            site.place(masks[name].to(device))
-            gradient = state["gradients"].get(name)
-            site.dense_gradient = None if gradient is None else gradient.to(device).clone()
-            if name in self._loaded:
-                with torch.no_grad():
-                    site.parameter.copy_(self._loaded[name])
-            site.remask()
+            site.restore(masks[name], sources[name], state["gradients"][name], self._loaded.get(name))
         self._loaded.clear()
-        self.drawn = drawn
-        self.step, self.start_count = int(state["step"]), int(state["start_count"])
-        self._num_updates, self._num_moved = int(state["num_updates"]), int(state["num_moved"])
-        self._capture()
+        self.step = int(state["step"])
+        topology = self._topology
+        topology.drawn, topology.start_count = drawn, int(state["start_count"])
+        topology.num_updates, topology.num_moved = int(state["num_updates"]), int(state["num_moved"])
+        topology.capture(self.step)
 
     def detach(self) -> nn.Module:
         """Let go of model and optimizers: the weights keep their zeros, nothing keeps them there any more."""
-        self._finalizer.detach()
-        _disconnect(list(self._sites.values()), self._handles)
+        _ = self._finalizer()
         return self.model
 
     # -- the clock; called by the hooks ------------------------------------------------------------------------
-
-    def _is_clock(self, optimizer: Optimizer) -> bool:
-        return optimizer is self._optimizers[0]
 
     def _before_step(self, optimizer: Optimizer, has_closure: bool, overflow: bool) -> bool:
         """Returns whether the optimizer must leave everything as it is (a method's update replaces the step)."""
@@ -306,104 +253,34 @@ class Sparsifier:
                     f"{name} was replaced after attach(): its mask would be lost. Detach before replacing a "
                     "parameter, then attach again"
                 )
-        if overflow:
+        if overflow or not self._topology.due(self.step):
             return False
-        due = self.method.due(self.step, self.total_steps)
-        if due and self.method.needs_step_gradient and self._is_clock(optimizer):
+        if self.method.needs_step_gradient and optimizer is self._optimizers[0]:
             if has_closure:  # the gradient comes inside the step: remember the weights it is taken at
-                for site in self._sites.values():
-                    site.weight_before_step = site.parameter.detach().clone()
+                self._topology.each(MaskedSite.remember_weight)
             else:
-                self._update(self.step)
-        if due and getattr(self.method, "skip_step_on_update", False):
-            if has_closure:
-                raise RuntimeError("skip_step_on_update cannot replace a step that is given a closure")
-            return True
-        return False
+                self._topology.update(self.step)
+        if self.method.skip_step_on_update and has_closure:
+            raise RuntimeError("skip_step_on_update cannot replace a step that is given a closure")
+        return self.method.skip_step_on_update
 
-    def _after_step(self, optimizer: Optimizer, overflow: bool) -> None:
+    def _after_step(self, optimizer: Optimizer, has_closure: bool, overflow: bool) -> None:
         if overflow:
-            for site in self._sites.values():
-                site.forget_gradient()
+            self._topology.each(MaskedSite.forget_gradient)
             return
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for site in self._sites.values():
             if id(site.parameter) in held:
                 site.remask()
-        if not self._is_clock(optimizer):
+        if optimizer is not self._optimizers[0]:
             return
-        early = self.method.needs_step_gradient and all(
-            s.weight_before_step is None for s in self._sites.values()
-        )
-        if self.method.due(self.step, self.total_steps) and not early:
-            self._update(self.step)
+        if self._topology.due(self.step) and (has_closure or not self.method.needs_step_gradient):
+            self._topology.update(self.step)
         self.step += 1
         self._loaded.clear()
-        for site in self._sites.values():
-            site.forget_gradient()
-            site.hook()  # a layer that was frozen until now
-        self._capture()
-
-    def _capture(self) -> None:
-        wanted = self.method.wants_gradient(self.step, self.total_steps)
-        for site in self._sites.values():
-            site.capturing = wanted
-
-    def _update(self, step: int) -> None:
-        wanted = step >= 0 and self.method.wants_gradient(step, self.total_steps)
-        if wanted and not self._gradients_are_usable(step):
-            return
-        target = self.method.target(step, self._total, self.start_count, self.total_steps)
-        views = {name: site.view() for name, site in self._sites.items()}
-        changes = self.method.update(views, step, target, self.total_steps)
-        for name, change in changes.items():
-            self._apply(name, change, step)
-        active = sum(site.num_active for site in self._sites.values())
-        assert active == target, (
-            f"{self.method.name} left {active} live weights at step {step}, scheduled are {target}"
-        )
-        self._num_updates += 1
-        if step >= 0:
-            self._warn_of_empty_layers()
-
-    def _apply(self, name: str, change: Change, step: int) -> None:
-        if len(change.dropped) + len(change.grown) == 0:
-            return
-        value = getattr(self.method, "grown_value", "zero")
-        state = getattr(self.method, "grown_state", "reset")
-        self._sites[name].apply(change, self._optimizers, value, state, self.method.seed, step)
-        self._num_moved += len(change.dropped)
-        self.drawn.pop(name, None)
-
-    def _gradients_are_usable(self, step: int) -> bool:
-        """Average the dense gradients over the ranks; False, with a warning, if one is not finite."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for site in self._sites.values():
-                if site.dense_gradient is None:
-                    site.dense_gradient = torch.zeros_like(site.parameter)
-                torch.distributed.all_reduce(site.dense_gradient)
-                site.dense_gradient /= torch.distributed.get_world_size()
-        gradients = {n: s.dense_gradient for n, s in self._sites.items() if s.dense_gradient is not None}
-        bad = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
-        if not bad:
-            return True
-        where = f"the dense gradient of {', '.join(bad)} is not finite at step {step}"
-        if self.method.needs_step_gradient:
-            raise ValueError(f"{self.method.name}: {where}, so no mask can be chosen; the model is unchanged")
-        warnings.warn(
-            f"{self.method.name}: {where}: this update is left out, the topology stays", stacklevel=2
-        )
-        return False
-
-    def _warn_of_empty_layers(self) -> None:
-        empty = {name for name, site in self._sites.items() if site.num_active == 0}
-        for name in sorted(empty - self._empty):
-            warnings.warn(
-                f"{name} has no live weight left (density {self.method.density:g}): no signal passes it. Raise the "
-                "density or choose a distribution that leaves it some",
-                stacklevel=3,
-            )
-        self._empty = empty
+        self._topology.each(MaskedSite.forget_gradient)
+        self._topology.each(MaskedSite.hook)  # a layer that was frozen until now
+        self._topology.capture(self.step)
 
     def _after_load(self, module: nn.Module) -> None:
         """A state was loaded into a module of the model: follow replaced parameters, put weights back on the mask.
@@ -418,7 +295,7 @@ class Sparsifier:
                 release([site.parameter])
                 site.rebind(site.layer.parameter, self._optimizers)
                 claim(self, [site.parameter])
-            if bool((site.parameter.detach()[~site.mask] != 0).any()):
+            if site.has_values_outside():
                 self._loaded[name] = site.parameter.detach().clone()
             site.remask()
 
@@ -436,10 +313,20 @@ def _optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     return optimizers  # type: ignore[return-value]
 
 
+def _check_optimizers(layers, optimizers: list[Optimizer]) -> None:
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    trained = {name: layer.parameter for name, layer in layers.items() if layer.parameter.requires_grad}
+    lost = [name for name, parameter in trained.items() if id(parameter) not in held]
+    if lost:
+        raise ValueError(
+            f"no optimizer updates {', '.join(lost)}: give their parameters to the optimizer, freeze them "
+            "(requires_grad=False) or exclude them (layers=['!name'])"
+        )
+
+
 def _disconnect(sites: list[MaskedSite], handles: list) -> None:
     for handle in handles:
         handle.remove()
     for site in sites:
         site.unhook()
-        site.capturing = False
     release([site.parameter for site in sites])

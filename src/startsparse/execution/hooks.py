@@ -83,9 +83,8 @@ class StepHooks:
         ]
 
     def before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        """The step pre-hook. ``args`` begins with the optimizer itself or with the closure, by torch version."""
-        closure = kwargs.get("closure") or next((a for a in args if callable(a)), None)
-        if self._sparsifier._before_step(optimizer, closure is not None, _overflow(optimizer)):
+        """The step pre-hook."""
+        if self._sparsifier._before_step(optimizer, _has_closure(args, kwargs), _overflow(optimizer)):
             parameters = [
                 p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
             ]
@@ -98,7 +97,12 @@ class StepHooks:
         for parameter, gradient in self._set_aside:
             parameter.grad = gradient
         self._set_aside = []
-        self._sparsifier._after_step(optimizer, _overflow(optimizer))
+        self._sparsifier._after_step(optimizer, _has_closure(args, kwargs), _overflow(optimizer))
+
+
+def _has_closure(args: tuple, kwargs: dict) -> bool:
+    """Whether a step was given a closure; ``args`` may begin with the optimizer itself."""
+    return kwargs.get("closure") is not None or any(callable(argument) for argument in args)
 
 
 def _overflow(optimizer: Optimizer) -> bool:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ..draw import key
 from ..layers import Layer
-from ..methods import Change, DenseView
+from ..methods import Change, DenseView, Method
 
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
@@ -52,6 +52,7 @@ class MaskedSite:
 
     def unhook(self) -> None:
         """Undo ``hook``."""
+        self.capturing = False
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -118,6 +119,42 @@ class MaskedSite:
             geometry=self.layer.geometry,
         )
 
+    def has_values_outside(self) -> bool:
+        """Whether an inactive weight is not zero."""
+        return bool((self.parameter.detach()[~self.mask] != 0).any())
+
+    def remember_weight(self) -> None:
+        """Keep the weight as it is before a step whose closure brings the gradient."""
+        self.weight_before_step = self.parameter.detach().clone()
+
+    def average_gradient(self) -> None:
+        """Average the dense gradient over the ranks; one that did not arrive counts as zeros."""
+        if self.dense_gradient is None:
+            self.dense_gradient = torch.zeros_like(self.parameter)
+        torch.distributed.all_reduce(self.dense_gradient)
+        self.dense_gradient /= torch.distributed.get_world_size()
+
+    def gradient_is_finite(self) -> bool:
+        """Whether the dense gradient can be ranked; one that did not arrive can."""
+        return self.dense_gradient is None or bool(self.dense_gradient.isfinite().all())
+
+    def gradient_state(self) -> Tensor | None:
+        """What a checkpoint between two micro-batches of an update step must keep."""
+        return self.dense_gradient
+
+    @torch.no_grad()
+    def restore(
+        self, mask: Tensor, source: Tensor | None, gradient: Tensor | None, weight: Tensor | None
+    ) -> None:
+        """Take over a saved mask, source and dense gradient, and the weight that was loaded before its mask."""
+        device = self.parameter.device
+        self.source = None if source is None else source.to(device)
+        self.place(mask.to(device))
+        self.dense_gradient = None if gradient is None else gradient.to(device).clone()
+        if weight is not None:
+            self.parameter.copy_(weight)
+        self.remask()
+
     def forget_gradient(self) -> None:
         """Let the dense gradient go."""
         self.dense_gradient = self.weight_before_step = self._seen = None
@@ -131,20 +168,19 @@ class MaskedSite:
         self._bits = None
 
     @torch.no_grad()
-    def apply(
-        self, change: Change, optimizers: Iterable[Optimizer], value: str, state: str, seed: int, step: int
-    ) -> None:
+    def apply(self, change: Change, optimizers: Iterable[Optimizer], method: Method, step: int) -> None:
         """Carry out a topology change: mask, weight, gradient, optimizer state.
 
         Args:
             change: what was dropped and grown.
             optimizers: their state of the weight's shape follows the weights.
-            value, state: the policies of grown weights, see ``methods.drop_grow.DropGrow``.
-            seed, step: of a random value.
+            method: its policies for the value and state of grown weights.
+            step: of the change.
         """
+        state = method.grown_state
         dropped = torch.unravel_index(change.dropped.to(self.mask.device), self.layer.shape)
         grown = torch.unravel_index(change.grown.to(self.mask.device), self.layer.shape)
-        values = self._grown_values(grown, len(change.grown), value, seed, step)
+        values = self._grown_values(grown, len(change.grown), method, step)
         live = self.mask.clone() if state == "mean" else self.mask
         self.mask[dropped] = False
         self.mask[grown] = True
@@ -169,15 +205,15 @@ class MaskedSite:
         ]
         return [t for t in found if isinstance(t, Tensor) and t.shape == self.parameter.shape and t.dim() > 0]
 
-    def _grown_values(self, grown, count: int, value: str, seed: int, step: int) -> Tensor | float:
-        if value == "zero" or count == 0:
+    def _grown_values(self, grown, count: int, method: Method, step: int) -> Tensor | float:
+        if method.grown_value == "zero" or count == 0:
             return 0.0
         weight = self.parameter.detach()
         spread = (
             weight[self.mask].float().std(unbiased=False) if bool(self.mask.any()) else weight.new_zeros(())
         )
-        if value == "normal":
-            generator = torch.Generator().manual_seed(key(f"value:{step}", seed, self.name) % 2**63)
+        if method.grown_value == "normal":
+            generator = torch.Generator().manual_seed(key(f"value:{step}", method.seed, self.name) % 2**63)
             drawn = torch.randn(count, generator=generator).to(weight.device)
         else:
             drawn = torch.zeros(count) if self.dense_gradient is None else -self.dense_gradient[grown].sign()

@@ -52,6 +52,9 @@ class Method:
     kind: ClassVar[str] = "attach"
     ranks: ClassVar[bool] = False  # whether distribution="global" means something here
     needs_step_gradient: ClassVar[bool] = False  # decides on a gradient of unmoved weights, before the step
+    grown_value: ClassVar[str] = "zero"  # a hyper-parameter of methods that grow, as are the next two
+    grown_state: ClassVar[str] = "reset"
+    skip_step_on_update: ClassVar[bool] = False
 
     def __post_init__(self):
         if (

@@ -1,0 +1,162 @@
+"""Where the weights live now and how that changes: a method at work on the sites of a model's layers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .draw import Drawn
+from .execution.masked import MaskedSite
+from .layers import Layer
+from .methods import Change, Method
+from .sources import Source
+
+
+class Topology:
+    """The sites of all layers under one method: first masks, scheduled counts, updates.
+
+    Args:
+        layers: the layers that may be sparse.
+        method: decides which weights live.
+        source: where they may live.
+        total_steps: length of the run, or None.
+        optimizers: their state follows the weights.
+
+    Attributes:
+        sites: layer name -> what holds its weights.
+        drawn: layer name -> draw, for the masks that are exactly a draw.
+        start_count: live weights when training began.
+        num_updates, num_moved: changes so far, and weights that moved or went in them.
+
+    Raises:
+        ValueError: method, source and layers do not go together. No weight was touched.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        method: Method,
+        source: Source,
+        total_steps: int | None,
+        optimizers: Sequence[Optimizer],
+    ):
+        self.method, self.total_steps = method, total_steps
+        self._optimizers = optimizers
+        supports = source.supports(layers)
+        self.source_drawn = {n: s.positions for n, s in supports.items() if isinstance(s.positions, Drawn)}
+        self.sites = {name: MaskedSite(layer, supports[name].mask()) for name, layer in layers.items()}
+        views = self.views()
+        method.check(views, total_steps)
+        starts = method.start(views)
+        self.repairs = {
+            n: r for n in supports for r in (supports[n].repair, starts[n].repair) if r is not None
+        }
+        self.drawn: dict[str, Drawn] = {}
+        for name, start in starts.items():
+            self._place(name, start.mask)
+        self.start_count = self.num_active
+        self.num_weights = sum(site.parameter.numel() for site in self.sites.values())
+        self.num_updates = self.num_moved = 0
+        self._empty: set[str] = set()
+        self._after_attachment = self._decide(-1) if method.due(-1, total_steps) else {}
+
+    def begin(self) -> None:
+        """Put the weights onto their first masks: the first thing that changes the model."""
+        for site in self.sites.values():
+            site.hook()
+            site.remask()
+        if self._after_attachment:
+            self._carry_out(self._after_attachment, -1)
+        self.warn_of_empty_layers(stacklevel=5)
+
+    def views(self) -> dict:
+        """The layers as a method sees them."""
+        return {name: site.view() for name, site in self.sites.items()}
+
+    @property
+    def num_active(self) -> int:
+        """Live weights of all layers."""
+        return sum(site.num_active for site in self.sites.values())
+
+    def due(self, step: int) -> bool:
+        """Whether the topology changes at this step."""
+        return self.method.due(step, self.total_steps)
+
+    def target(self, step: int) -> int:
+        """Live weights scheduled once ``step`` is done."""
+        return self.method.target(step, self.num_weights, self.start_count, self.total_steps)
+
+    def capture(self, step: int) -> None:
+        """Keep the dense gradients of this step if the method will ask for them; let those of earlier ones go."""
+        wanted = self.method.wants_gradient(step, self.total_steps)
+        for site in self.sites.values():
+            site.capturing = wanted
+
+    def update(self, step: int) -> None:
+        """The method's change at this step, unless a gradient it needs is not finite (then with a warning)."""
+        if self.method.wants_gradient(step, self.total_steps) and not self._gradients_are_usable(step):
+            return
+        self._carry_out(self._decide(step), step)
+        self.warn_of_empty_layers(stacklevel=6)
+
+    def _place(self, name: str, mask: Drawn | Tensor | None) -> None:
+        site = self.sites[name]
+        if isinstance(mask, Drawn):
+            inside = None if site.source is None else site.source.cpu().numpy()
+            if inside is None:
+                self.drawn[name] = mask
+            mask = torch.from_numpy(mask.mask(inside))
+        elif mask is None and name in self.source_drawn:
+            self.drawn[name] = self.source_drawn[name]
+        if mask is not None:
+            site.place(mask)
+
+    def _decide(self, step: int) -> dict[str, Change]:
+        return self.method.update(self.views(), step, self.target(step), self.total_steps)
+
+    def _carry_out(self, changes: Mapping[str, Change], step: int) -> None:
+        for name, change in changes.items():
+            if len(change.dropped) + len(change.grown):
+                self.sites[name].apply(change, self._optimizers, self.method, step)
+                self.num_moved += len(change.dropped)
+                self.drawn.pop(name, None)
+        self.num_updates += 1
+        live, target = self.num_active, self.target(step)
+        assert live == target, (
+            f"{self.method.name} left {live} live weights at step {step}, scheduled are {target}"
+        )
+
+    def _gradients_are_usable(self, step: int) -> bool:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for site in self.sites.values():
+                site.average_gradient()
+        bad = [name for name, site in self.sites.items() if not site.gradient_is_finite()]
+        if not bad:
+            return True
+        where = f"the dense gradient of {', '.join(bad)} is not finite at step {step}"
+        if self.method.needs_step_gradient:
+            raise ValueError(f"{self.method.name}: {where}, so no mask can be chosen; the model is unchanged")
+        warnings.warn(
+            f"{self.method.name}: {where}: this update is left out, the topology stays", stacklevel=6
+        )
+        return False
+
+    def warn_of_empty_layers(self, stacklevel: int) -> None:
+        """Say once of each layer that it has no live weight left."""
+        empty = {name for name, site in self.sites.items() if site.num_active == 0}
+        for name in sorted(empty - self._empty):
+            warnings.warn(
+                f"{name} has no live weight left (density {self.method.density:g}): no signal passes it. Raise the "
+                "density or choose a distribution that leaves it some",
+                stacklevel=stacklevel,
+            )
+        self._empty = empty
+
+    def each(self, action: Callable[[MaskedSite], None]) -> None:
+        """Do something at every site."""
+        for site in self.sites.values():
+            action(site)
