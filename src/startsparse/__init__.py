@@ -3,6 +3,8 @@
 from . import distributions as distributions
 from . import methods as methods
 from . import sources as sources
+from .artifact import load as load
+from .artifact import save as save
 from .distributions import Scaled as Scaled
 from .methods import GMP as GMP
 from .methods import SET as SET
