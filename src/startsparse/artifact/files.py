@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from .. import layers
@@ -104,12 +105,12 @@ def _content(
     if isinstance(thing, nn.Module):
         return (
             thing.state_dict(),
-            {name: layer.parameter != 0 for name, layer in _layers(thing).items()},
+            {name: state.nonzero(layer.parameter) for name, layer in _layers(thing).items()},
             {},
             {},
         )
     if isinstance(thing, Mapping):
-        return thing, {name: t != 0 for name, t in thing.items() if _has_holes(t)}, {}, {}
+        return thing, {name: state.nonzero(t) for name, t in thing.items() if _has_holes(t)}, {}, {}
     if not hasattr(thing, "masks") or not hasattr(thing, "model"):
         raise TypeError(
             f"save takes a sparsifier, a model or a mapping of tensors, not {type(thing).__name__}"
@@ -133,8 +134,9 @@ def _layers(model: nn.Module) -> dict[str, layers.Layer]:
 
 
 def _has_holes(tensor: Any) -> bool:
-    plain = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype.itemsize > 1
-    return plain and tensor.ndim >= 2 and tensor.device.type != "meta" and bool((tensor == 0).any())
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type == "meta":
+        return False  # refused later, by name
+    return tensor.is_floating_point() and tensor.ndim >= 2 and not bool(state.nonzero(tensor).all())
 
 
 def _jsonable(value: Any) -> Any:
@@ -235,4 +237,4 @@ def _refuse_split_ties(
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return np.array_equal(state.to_array(a, "")[1], state.to_array(b, "")[1])
+    return np.array_equal(state.to_array(a)[1], state.to_array(b)[1])

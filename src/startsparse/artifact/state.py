@@ -53,19 +53,21 @@ def tie(tensor: Tensor) -> tuple[Any, ...]:
     return where, tensor.dtype, tensor.shape, tensor.stride()
 
 
-def to_array(tensor: Tensor, name: str) -> tuple[str, np.ndarray]:
+def nonzero(tensor: Tensor) -> Tensor:
+    """Where a tensor is not zero, also of the types torch cannot compare: bool, NaN counts as not zero."""
+    tensor = tensor.detach()
+    eight_bits = tensor.is_floating_point() and tensor.dtype.itemsize == 1
+    return (tensor.float() if eight_bits else tensor) != 0
+
+
+def to_array(tensor: Tensor) -> tuple[str, np.ndarray]:
     """The dtype's name and the elements, flat, in the numpy dtype that holds their bits.
 
     Example:
-        >>> to_array(torch.tensor([[1.0, -2.0]], dtype=torch.bfloat16), "w")
+        >>> to_array(torch.tensor([[1.0, -2.0]], dtype=torch.bfloat16))
         ('BF16', array([16256, 49152], dtype=uint16))
     """
-    dtype = _NAMES.get(tensor.dtype)
-    if dtype is None or tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
-        kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
-        raise ValueError(
-            f"{name!r} cannot be stored: it is {kind}, and strided tensors with values are needed"
-        )
+    dtype = _NAMES[tensor.dtype]
     flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     array = flat.view(_CARRIER[dtype]).numpy() if dtype in _CARRIER else flat.numpy()
     return dtype, array.view(layout.STORED[dtype])
@@ -125,7 +127,7 @@ def to_records(
             records.append(Record(name, first.dtype, first.shape, None, alias=number[group[0]]))
             continue
         number[name] = len(records)
-        dtype, values = to_array(tensor, name)
+        dtype, values = to_array(tensor)
         masked = [other for other in group if other in masks]
         mask, claim = None, None
         if masked:
@@ -138,6 +140,12 @@ def to_records(
 def _tensor(value: Any, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name!r} is a {type(value).__name__}; a compact file holds tensors only")
+    known = value.dtype in _NAMES and value.layout == torch.strided
+    if not known or value.is_quantized or value.device.type == "meta":
+        kind = f"{value.dtype}, {value.layout}, on {value.device}"
+        raise ValueError(
+            f"{name!r} cannot be stored: it is {kind}, and strided tensors with values are needed"
+        )
     return value
 
 
@@ -152,13 +160,11 @@ def _mask(tensor: Tensor, masks: Mapping[str, Tensor], masked: Sequence[str]) ->
     for other in masked[1:]:
         if not torch.equal(masks[other].cpu(), mask.cpu()):
             raise ValueError(f"{name!r} and {other!r} are one tensor and have different masks")
-    mask, held = mask.detach().cpu(), tensor.detach().cpu()
-    held = held.float() if held.dtype.is_floating_point and held.dtype.itemsize == 1 else held
-    if outside := int(((held != 0) & ~mask).sum()):
+    if outside := int((nonzero(tensor) & ~mask.to(tensor.device)).sum()):
         raise ValueError(
             f"{outside} values of {name!r} outside its mask are not zero: re-apply the mask before saving"
         )
-    return mask.contiguous().reshape(-1).numpy()
+    return mask.detach().cpu().contiguous().reshape(-1).numpy()
 
 
 def to_state(records: Sequence[Record]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Draw]]:
