@@ -24,6 +24,10 @@ def run(arguments: argparse.Namespace) -> int:
     from startsparse.training import build, recipe
 
     chosen = recipe.load(arguments.recipe, arguments.overrides)
+    if chosen.method is None:
+        count = sum(parameter.numel() for parameter in build.model_of(chosen).parameters())
+        print(f"a dense run of {count:,} parameters: without a method, nothing is sparse")
+        return 0
     plan = build.plan_of(chosen)
     if arguments.json:
         print(json.dumps(plan.as_dict()))
