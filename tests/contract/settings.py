@@ -1,0 +1,153 @@
+"""One row per method: the smallest run that shows all it does. A new method adds a row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import startsparse as ss
+
+TOTAL_STEPS = 10
+WEIGHTS = 144  # of the sparse layers of ``tiny``
+DENSITY = 0.2
+SOURCE_DENSITY = 0.5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a method is run by the laws.
+
+    Args:
+        hyper_parameters: beside the density; an update at several of the ``TOTAL_STEPS`` steps, so that each law has
+            something to hold.
+        random: whether the masks depend on the method's seed.
+        changes: the steps after (or, for a method that decides before the step, in) which masks are expected to
+            change.
+        xfail: name of a law -> why this method cannot keep it.
+    """
+
+    hyper_parameters: dict[str, Any] = field(default_factory=dict)
+    random: bool = False
+    changes: tuple[int, ...] = ()
+    xfail: dict[str, str] = field(default_factory=dict)
+
+
+SETTINGS: dict[str, Setting] = {
+    "gmp": Setting({"update_interval": 2, "update_begin": 1, "update_end": 8}, changes=(2, 4, 6)),
+    "magnitude": Setting(),
+    "rigl": Setting(
+        {"update_interval": 2, "drop_fraction": 0.5, "update_end": 8},
+        True,
+        (2, 4, 6),
+        {"resume": "between micro-batches the saved dense gradient is not continued, it starts anew"},
+    ),
+    "set": Setting({"update_interval": 2, "drop_fraction": 0.5, "update_end": 8}, True, (2, 4, 6)),
+    "snip": Setting(changes=(0,)),
+    "static": Setting(random=True),
+}
+
+
+def make(name: str, **changes: Any) -> ss.methods.Method:
+    """The method of a row, with some hyper-parameters changed."""
+    return ss.methods.make(name, **({"density": DENSITY} | SETTINGS[name].hyper_parameters | changes))
+
+
+SOURCES: dict[str, Callable[[], Any]] = {
+    "dense": ss.DenseSource,
+    "exact": lambda: ss.RandomSource(SOURCE_DENSITY, "balanced", seed=3),
+    "bernoulli": lambda: ss.RandomSource(SOURCE_DENSITY, "uniform", seed=4, draw="bernoulli"),
+    "n:m": lambda: ss.RandomSource(0.5, layout="2:4", seed=5),
+    "zeros": ss.ZerosSource,
+}
+
+
+def tiny(source: str = "dense", seed: int = 0) -> nn.Module:
+    """A net of two sparse layers (and a norm, which is never sparse)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 10))
+        if source == "zeros":
+            with torch.no_grad():
+                for weight in (model[0].weight, model[3].weight):
+                    weight.masked_fill_(torch.rand(weight.shape) < 0.5, 0)
+    return model
+
+
+def batches(count: int, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and targets for ``tiny``."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(5, 8, generator=generator), torch.randn(5, 10, generator=generator))
+        for _ in range(count)
+    ]
+
+
+def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The loss that is trained on."""
+    return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+
+class Drifting(Optimizer):
+    """An optimizer nobody has heard of: momentum under an unknown key, other odd state, and weights that drift.
+
+    It moves every weight, also one without a gradient of its own, and keeps beside the tensor that belongs to the
+    weights one of another shape, a number and a string.
+    """
+
+    def __init__(self, params: Iterator[nn.Parameter], lr: float = 0.1):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> Tensor | None:
+        """One step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["flotsam"] = torch.full_like(parameter, 0.5)
+                    state["totals"] = torch.zeros(7)
+                    state["visits"], state["mood"] = 0, "calm"
+                state["visits"] += 1
+                state["totals"] += parameter.grad.sum()
+                state["flotsam"].mul_(0.9).add_(parameter.grad)
+                parameter.add_(state["flotsam"], alpha=-group["lr"]).add_(0.01)
+        return loss
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """How an optimizer is built and called.
+
+    Args:
+        build: from parameters.
+        closure: whether its step is given a closure.
+        elementwise: whether each weight moves by its own gradient and state alone.
+    """
+
+    build: Callable[..., Optimizer]
+    closure: bool = False
+    elementwise: bool = True
+
+
+OPTIMIZERS: dict[str, Stepping] = {
+    "sgd": Stepping(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-2)),
+    "adam": Stepping(lambda p: torch.optim.Adam(p, lr=0.02, amsgrad=True)),
+    "adamw-fused": Stepping(lambda p: torch.optim.AdamW(p, lr=0.02, fused=True)),
+    "adamw-foreach": Stepping(lambda p: torch.optim.AdamW(p, lr=0.02, foreach=True)),
+    "rmsprop": Stepping(lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True)),
+    "adagrad": Stepping(lambda p: torch.optim.Adagrad(p, lr=0.05)),
+    "lbfgs": Stepping(lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3), closure=True, elementwise=False),
+    "drifting": Stepping(lambda p: Drifting(p)),
+    "drifting-closure": Stepping(lambda p: Drifting(p), closure=True),
+}
