@@ -45,9 +45,8 @@ def prepare(folder: Path, steps: int) -> Path:
     return folder
 
 
-def finish(folder: Path) -> dict[str, str]:
-    """Run to the end; the hash of every file that must not depend on how often the run was stopped."""
-    process = start(folder)
+def finish(folder: Path, process: subprocess.Popen[bytes]) -> dict[str, str]:
+    """Wait for the end; the hash of every file that must not depend on how often the run was stopped."""
     _, errors = process.communicate()
     if process.returncode != 0:
         raise RuntimeError(errors.decode())
@@ -81,10 +80,11 @@ def progress(folder: Path) -> list[tuple[int, int]]:
 
 def compare(folder: Path, kills: int, steps: int, seed: int, spread: float) -> tuple[int, list[str]]:
     """(kills that hit, files that differ) of a killed run against an uninterrupted one."""
-    expected = finish(prepare(folder / "whole", steps))
+    whole = prepare(folder / "whole", steps)
+    uninterrupted = start(whole)
     killed, moment = prepare(folder / "killed", steps), random.Random(seed)
     hits = sum(kill_once(killed, moment, spread) for _ in range(kills))
-    found = finish(killed)
+    expected, found = finish(whole, uninterrupted), finish(killed, start(killed))
     return hits, [name for name in COMPARED if found[name] != expected[name]]
 
 

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
           step       Multiplied by gamma each time another share every of the run has passed
         0
     """
-    arguments = parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -80,6 +80,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"startsparse: error: {_message(error)}", file=sys.stderr)
         return 2
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments, with overrides wherever they stand: argparse wants all positional ones in a row."""
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
 
 
 def _message(error: Exception) -> str:

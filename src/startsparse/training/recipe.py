@@ -27,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from startsparse.sparsifier import EXECUTIONS
 from startsparse.training import data as data_sets
 from startsparse.training import options, reading
 
@@ -65,7 +66,7 @@ class Data(Section):
 
     name: str
     root: str | None = None
-    validation: Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0)] = 0.1
+    validation: float | int = 0.1
     batch_size: Positive = 128
     augment: str | None = None
 
@@ -74,6 +75,14 @@ class Data(Section):
     def _known(cls, value: str) -> str:
         find("data set", value, data_sets.TABLE)
         return value
+
+    @model_validator(mode="after")
+    def _enough_examples(self) -> Data:
+        try:
+            data_sets.num_held_out(data_sets.TABLE[self.name].examples, self.validation)
+        except ValueError as error:
+            raise ValueError(f"validation: {error}") from error
+        return self
 
     @field_validator("augment")
     @classmethod
@@ -105,6 +114,13 @@ class Train(Section):
                 torch.device(value)
             except RuntimeError as error:
                 raise ValueError(f"no such device: {value!r} (auto, cpu, cuda, cuda:0, ...)") from error
+        return value
+
+    @field_validator("execution")
+    @classmethod
+    def _known_execution(cls, value: str) -> str:
+        if value not in EXECUTIONS:
+            raise ValueError(f"unknown execution {value!r}: {nearest(value, EXECUTIONS)}")
         return value
 
     @model_validator(mode="after")
@@ -242,7 +258,9 @@ def _line(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     shown = problem.get("input")
     got = "" if isinstance(shown, dict) or problem["type"] == "value_error" else f", got {shown!r}"
-    return f"{where}: {message}{got}" if where else f"{message}{got}"
+    if problem["type"] == "value_error" and message.partition(": ")[0].isidentifier():
+        return f"{where}.{message}".lstrip(".")  # it names the key itself
+    return f"{where}: {message}{got}"
 
 
 def _keys(path: list[str]) -> list[str]:

@@ -52,7 +52,7 @@ def test_a_damaged_gzip_is_named(tmp_path, write_idx, harm):
     else:
         content = bytearray(b"" if harm == "empty" else b"hello, this is text")
     path.write_bytes(content)
-    with pytest.raises(DamagedData, match="labels.gz"):
+    with pytest.raises(DamagedData, match=r"labels\.gz"):
         read_labels(path)
 
 
@@ -64,7 +64,7 @@ def test_labels_are_checked(tmp_path, write_idx):
 def test_a_missing_file_and_a_wrong_count_are_named(tmp_path, write_idx):
     folder = good_folder(tmp_path / "set", write_idx)
     write_idx(folder / "t10k-labels-idx1-ubyte.gz", (LABELS, 4), bytes(4))
-    with pytest.raises(DamagedData, match="t10k-labels.*4 labels for 5 images"):
+    with pytest.raises(DamagedData, match=r"t10k-labels.*4 labels for 5 images"):
         read_folder(folder)
     (folder / "t10k-images-idx3-ubyte.gz").unlink()
     with pytest.raises(MissingData, match="t10k-images"):

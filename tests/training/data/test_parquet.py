@@ -109,4 +109,6 @@ def test_the_real_files(real_data):
     train, test = read_folder(real_data("cifar10"))
     assert (len(train), len(test)) == (50_000, 10_000)
     assert torch.bincount(train.labels).tolist() == [5000] * 10
-    assert torch.allclose(train.inputs[::10].float().mean((0, 2, 3)) / 255, torch.tensor([0.491, 0.482, 0.447]), atol=0.005)
+    assert torch.allclose(
+        train.inputs[::10].float().mean((0, 2, 3)) / 255, torch.tensor([0.491, 0.482, 0.447]), atol=0.005
+    )

@@ -15,7 +15,12 @@ def test_every_model_fits_the_data(name, shape, classes):
 
 def test_mlp_widths_and_batch_norm():
     model = models.make("mlp", widths=[12, 8, 4], batch_norm=True)
-    assert [tuple(m.weight.shape) for m in model if isinstance(m, nn.Linear)] == [(12, 784), (8, 12), (4, 8), (10, 4)]
+    assert [tuple(m.weight.shape) for m in model if isinstance(m, nn.Linear)] == [
+        (12, 784),
+        (8, 12),
+        (4, 8),
+        (10, 4),
+    ]
     assert sum(isinstance(m, nn.BatchNorm1d) for m in model) == 3
 
 
