@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from startsparse.masks import (
+    counts,
+    density,
+    distance,
+    fingerprint,
+    intersection,
+    is_subset,
+    num_active,
+    pack,
+    union,
+    unpack,
+    validate,
+)
+
+quick = settings(max_examples=60, deadline=None, derandomize=True)
+shapes = st.lists(st.integers(0, 7), min_size=0, max_size=4).map(tuple)
+
+
+def mask_of(shape, seed=0, share=0.5):
+    return torch.from_numpy(np.asarray(np.random.default_rng(seed).random(shape) < share))
+
+
+def bools(*values):
+    return torch.tensor(values, dtype=torch.bool)
+
+
+@quick
+@given(shapes, st.integers(0, 10))
+def test_packing_is_lossless(shape, seed):
+    mask = mask_of(shape, seed)
+    packed = pack(mask)
+    assert packed.dtype == torch.uint8
+    assert packed.shape == ((mask.numel() + 7) // 8,)
+    back = unpack(packed, shape)
+    assert back.dtype == torch.bool
+    assert torch.equal(back, mask)
+
+
+def test_the_first_position_is_the_highest_bit():
+    one_each = [pack(torch.arange(9) == i).tolist() for i in range(9)]
+    assert one_each == [[128 >> i, 0] for i in range(8)] + [[0, 128]]
+
+
+def test_packing_follows_the_logical_order_of_any_layout():
+    mask = mask_of((3, 5))
+    assert torch.equal(pack(mask.t()), pack(mask.t().contiguous()))
+    conv = mask_of((4, 3, 2, 2))
+    assert torch.equal(pack(conv.to(memory_format=torch.channels_last)), pack(conv))
+
+
+@pytest.mark.parametrize(("num_bytes", "shape"), [(1, (3, 3)), (3, (3, 3)), (0, (1,)), (1, (0,))])
+def test_bytes_that_do_not_fit_the_shape_are_refused(num_bytes, shape):
+    with pytest.raises(ValueError, match=f"{num_bytes} bytes cannot hold a mask of shape"):
+        unpack(torch.zeros(num_bytes, dtype=torch.uint8), shape)
+
+
+def test_counts_and_density():
+    both = {"a": bools(1, 0, 1), "b": torch.zeros(2, 2, dtype=torch.bool)}
+    assert counts(both) == {"a": 2, "b": 0}
+    assert num_active(both) == 2
+    assert density(both) == 2 / 7
+    assert density({}) == 0.0
+
+
+def test_set_algebra():
+    a, b = {"w": bools(1, 1, 0, 0)}, {"w": bools(1, 0, 1, 0)}
+    assert union(a, b)["w"].tolist() == [True, True, True, False]
+    assert intersection(a, b)["w"].tolist() == [True, False, False, False]
+    assert distance(a, b) == 1 - 1 / 3
+    assert distance(a, a) == 0.0
+    assert distance({"w": bools(1, 0)}, {"w": bools(0, 1)}) == 1.0
+    assert distance({"w": bools(0, 0)}, {"w": bools(0, 0)}) == 0.0
+
+
+def test_subsets():
+    inner, outer = {"w": bools(1, 0, 0)}, {"w": bools(1, 1, 0)}
+    assert is_subset(inner, outer)
+    assert not is_subset(outer, inner)
+    assert is_subset(inner, inner)
+    assert is_subset({"free": bools(1, 1)} | inner, outer), "a name the other does not hold is free"
+    assert not is_subset({"w": bools(1, 0), "v": bools(1, 0)}, {"w": bools(1, 0), "v": bools(0, 1)})
+
+
+SHAPES = {"a": (2,), "b": (2, 3)}
+GOOD = {"a": torch.ones(2, dtype=torch.bool), "b": torch.ones(2, 3, dtype=torch.bool)}
+
+
+def test_valid_masks_pass():
+    validate(GOOD, SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"a": GOOD["a"]}, "no mask for 'b'"),
+        (GOOD | {"c": GOOD["a"]}, "unknown parameter 'c': known are a, b"),
+        (GOOD | {"a": torch.ones(2)}, r"the mask of 'a' is torch.float32, it must be torch.bool"),
+        (GOOD | {"b": torch.ones(2, 3, dtype=torch.uint8)}, "torch.uint8"),
+        (
+            GOOD | {"b": torch.ones(3, 2, dtype=torch.bool)},
+            r"the mask of 'b' has shape \(3, 2\), its weight \(2, 3\)",
+        ),
+        (GOOD | {"b": torch.ones(6, dtype=torch.bool)}, "has shape"),
+    ],
+)
+def test_invalid_masks_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        validate(bad, SHAPES)
+
+
+def test_fingerprints_tell_masks_apart():
+    w = bools(1, 0, 0, 0)
+    variants = [
+        {"w": w},
+        {"v": w},
+        {"w": w.view(2, 2)},
+        {"w": bools(0, 1, 0, 0)},
+        {"w": bools(1, 0, 0, 0, 0)},
+        {"w": w, "v": w},
+        {},
+    ]
+    prints = [fingerprint(variant) for variant in variants]
+    assert len(set(prints)) == len(variants)
+    assert all(len(text) == 64 and int(text, 16) >= 0 for text in prints)
+
+
+def test_fingerprints_ignore_order_and_memory_layout():
+    a, b = mask_of((4, 3, 2, 2), 1), mask_of((6, 5), 2)
+    expected = fingerprint({"a": a, "b": b})
+    assert fingerprint({"b": b, "a": a}) == expected
+    assert (
+        fingerprint({"a": a.to(memory_format=torch.channels_last), "b": b.t().contiguous().t()}) == expected
+    )
+
+
+def test_golden_fingerprint():
+    """Checkpoints hold these: the rule must never change."""
+    golden = {"conv.weight": torch.arange(36).view(2, 2, 3, 3) % 3 == 0, "fc.weight": torch.eye(5) > 0}
+    assert fingerprint(golden) == "53b595cf2e04d9d60f9cfabdb7df3a509badcefc68b869f6eb67ac5d4f255004"
