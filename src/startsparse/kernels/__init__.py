@@ -18,4 +18,5 @@ from startsparse.kernels.gradients import grow_candidates as grow_candidates
 from startsparse.kernels.library import backend as backend
 from startsparse.kernels.memory import keep_pages as keep_pages
 from startsparse.kernels.memory import release_scratch as release_scratch
+from startsparse.kernels.observe import watch as watch
 from startsparse.kernels.pattern import Pattern as Pattern

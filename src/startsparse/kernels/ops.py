@@ -15,6 +15,7 @@ from torch import Tensor
 
 from startsparse.kernels.geometry import ConvShape, Layer, conv_layer, lanes_for, linear_layer
 from startsparse.kernels.library import backend, threads
+from startsparse.kernels.observe import notify
 
 _FEW = 1 << 15  # multiply-adds that are not worth waking a second thread for
 
@@ -155,6 +156,8 @@ def _linear_backward(dy, x, values, pattern, batch, wanted):
     _check_tensors(values, None, pattern, outputs, x=x, dy=dy)
     layer, _ = _linear(x, batch)
     _require(dy.shape == _linear_shape(x, outputs, batch), "dy is", list(dy.shape), "but x is", list(x.shape))
+    if batch is None:
+        notify(pattern, x, dy)
     return _backward(layer, dy, x, values, pattern, outputs, wanted)
 
 
@@ -171,6 +174,8 @@ def _conv_backward(dy, x, values, pattern, kernel_size, stride, padding, dilatio
     _check_groups(pattern, groups)
     expected = _conv_shape(x, dy.shape[1], layer.conv.out_size)
     _require(dy.shape == expected, "dy is", list(dy.shape), "but must be", list(expected))
+    if batch is None:
+        notify(pattern, x, dy)
     return _backward(layer, dy, x, values, pattern, dy.shape[1], wanted)
 
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "forward.h"
+#include "sweep.h"
 
 namespace startsparse::SS_ISA {
 
@@ -146,9 +147,17 @@ struct BackwardCall {
             const float *in = plan.keep_x ? x + at : own_x;
             float *grad = plan.keep_dx ? dx + at : own_dx;
             if (dw && !plan.keep_x) pack_part(g, input_of(g), x, own_x, tile, strip);
-            if (dw && dx) backward_channels<true, true, Row>(g, p, strip, length, values, in, out, grad, own_dw);
-            else if (dx) backward_channels<true, false, Row>(g, p, strip, length, values, in, out, grad, own_dw);
-            else backward_channels<false, true, Row>(g, p, strip, length, values, in, out, grad, own_dw);
+            if (g.out_pixels > 1) {
+                if (dw && dx) sweep_channels<true, true, Row>(g, p, strip, values, in, out, grad, own_dw);
+                else if (dx) sweep_channels<true, false, Row>(g, p, strip, values, in, out, grad, own_dw);
+                else sweep_channels<false, true, Row>(g, p, strip, values, in, out, grad, own_dw);
+            } else if (dw && dx) {
+                backward_channels<true, true, Row>(g, p, strip, length, values, in, out, grad, own_dw);
+            } else if (dx) {
+                backward_channels<true, false, Row>(g, p, strip, length, values, in, out, grad, own_dw);
+            } else {
+                backward_channels<false, true, Row>(g, p, strip, length, values, in, out, grad, own_dw);
+            }
             if (dx && !plan.keep_dx) unpack_part(g, input_of(g), own_dx, dx, tile, strip);
         }
     }

@@ -1,0 +1,41 @@
+"""Whoever must see a sparse layer's input and output gradient in the backward pass can watch its pattern.
+
+The backward operators run on real tensors wherever they are called from, eager or compiled, so this is where a dense
+gradient can be asked for without a hook in the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+_watchers: dict[int, list[Callable[[Tensor, Tensor], None]]] = {}
+
+
+class Watch:
+    """A registration; ``remove`` ends it."""
+
+    def __init__(self, address: int, callback: Callable[[Tensor, Tensor], None]):
+        self._address, self._callback = address, callback
+
+    def remove(self) -> None:
+        """Stop watching; a second call does nothing."""
+        callbacks = _watchers.get(self._address, [])
+        if self._callback in callbacks:
+            callbacks.remove(self._callback)
+        if not callbacks:
+            _ = _watchers.pop(self._address, None)
+
+
+def watch(pattern: Tensor, callback: Callable[[Tensor, Tensor], None]) -> Watch:
+    """Call ``callback(x, dy)`` in every backward pass of the layer with this pattern blob, row-major operands only."""
+    _watchers.setdefault(pattern.data_ptr(), []).append(callback)
+    return Watch(pattern.data_ptr(), callback)
+
+
+def notify(pattern: Tensor, x: Tensor, dy: Tensor) -> None:
+    """Tell the watchers of a pattern; nothing happens where there are none."""
+    if _watchers:
+        for callback in list(_watchers.get(pattern.data_ptr(), ())):
+            callback(x, dy)
