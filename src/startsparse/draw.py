@@ -12,6 +12,7 @@ library version; ``docs/formats/drawn_masks.md`` writes the rules down, and gold
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -85,6 +86,30 @@ class Permutation:
             return positions
         ranks = self.ranks(positions)
         return positions[ranks <= np.partition(ranks, count - 1)[count - 1]] if count else positions[:0]
+
+    def first_where(self, allowed: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
+        """The ``count`` positions that come first in the order among those ``allowed``, in rising position.
+
+        Walks the order until there are enough: costs little where many positions are allowed.
+
+        Args:
+            allowed: positions -> bool, elementwise; at least ``count`` positions must be allowed.
+
+        Example:
+            >>> Permutation(6, "exact", 0, "fc1.weight").first_where(lambda p: p % 2 == 1, 2)
+            array([1, 3])
+        """
+        found: list[np.ndarray] = [np.empty(0, np.int64)]
+        start, missing, part = 0, count, max(2 * count, 1024)
+        while missing > 0:
+            if start >= self.size:
+                raise ValueError(f"only {count - missing} of {count} positions are allowed")
+            part_positions = self.positions(start, min(start + part, self.size))
+            taken = part_positions[allowed(part_positions)][:missing]
+            found.append(taken)
+            missing -= len(taken)
+            start, part = start + part, 2 * part
+        return np.sort(np.concatenate(found))
 
     def _map(self, part, count: int, step) -> np.ndarray:
         word = np.uint32 if self._high + self._low <= 32 else np.uint64
@@ -213,6 +238,14 @@ class Drawn:
         mask = np.zeros(self.size, bool)
         mask[chosen] = True
         return mask
+
+    def positions(self) -> np.ndarray:
+        """The active positions, rising, int64; an exact draw needs no memory for the others."""
+        if self.rule == "exact":
+            return np.sort(
+                Permutation(self.size, "exact", self.seed, self.name).positions(0, int(self.count or 0))
+            )
+        return np.flatnonzero(self.mask())
 
     def as_dict(self) -> dict[str, int | float | str]:
         """The fields that are set, as plain data."""

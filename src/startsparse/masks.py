@@ -6,11 +6,14 @@ A leaf room: pure functions over tensors, no knowledge of models, methods or lay
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_PART = 1 << 26  # positions packed at a time
 
 Masks = Mapping[str, Tensor]
 """Parameter name -> bool tensor of the parameter's shape; True = active."""
@@ -103,6 +106,25 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(bits.astype(bool)).reshape(tuple(shape))
 
 
+def pack_positions(positions: Tensor, start: int, stop: int) -> np.ndarray:
+    """``pack`` of the part ``start`` .. ``stop`` - 1 of a mask given by its active positions (int64, rising).
+
+    ``start`` must be a multiple of 8. Needs memory for the part alone.
+
+    Example:
+        >>> pack_positions(torch.tensor([0, 7, 8]), 0, 9)
+        array([129, 128], dtype=uint8)
+    """
+    low, high = torch.searchsorted(positions, torch.tensor([start, stop])).tolist()
+    inside = positions[low:high].numpy() - start
+    packed = np.zeros((stop - start + 7) // 8, np.uint8)
+    if len(inside):
+        byte = inside >> 3
+        first = np.flatnonzero(np.diff(byte, prepend=-1))
+        packed[byte[first]] = np.add.reduceat(np.uint8(128) >> (inside & 7).astype(np.uint8), first)
+    return packed
+
+
 def fingerprint(masks: Masks) -> str:
     """A sha256 over names, shapes and packed bits, in name order: equal exactly when the masks are.
 
@@ -110,8 +132,19 @@ def fingerprint(masks: Masks) -> str:
         >>> fingerprint({"w": torch.tensor([True, False])})[:16]
         '94606171a9534358'
     """
+    shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
+    return fingerprint_positions(
+        {n: m.reshape(-1).nonzero().squeeze(1).cpu() for n, m in masks.items()}, shapes
+    )
+
+
+def fingerprint_positions(positions: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """``fingerprint`` of masks given by their active positions (int64, rising, on the CPU)."""
     digest = hashlib.sha256()
-    for name in sorted(masks):
-        digest.update(f"{name}|{tuple(masks[name].shape)}|".encode())
-        digest.update(pack(masks[name]).numpy().tobytes())
+    for name in sorted(positions):
+        shape = tuple(shapes[name])
+        digest.update(f"{name}|{shape}|".encode())
+        size = math.prod(shape)
+        for start in range(0, size, _PART):
+            digest.update(pack_positions(positions[name], start, min(start + _PART, size)).tobytes())
     return digest.hexdigest()

@@ -110,8 +110,9 @@ def build_report(sparsifier: Sparsifier, layers: Mapping[str, Layer], topology: 
                 sum(int(part.sum()) for part in dead),
             )
         )
-    everything = sum(p.numel() for p in sparsifier.model.parameters())
     total = LayerRow.total(rows)
+    held = {id(layer.parameter) for layer in layers.values()}
+    others = sum(p.numel() for p in sparsifier.model.parameters() if id(p) not in held)
     return Report(
         sparsifier.method.name,
         sparsifier.source.name,
@@ -121,7 +122,7 @@ def build_report(sparsifier: Sparsifier, layers: Mapping[str, Layer], topology: 
         topology.num_moved,
         sparsifier.target_count,
         total.density,
-        (everything - total.num_weights + total.num_active) / everything,
+        (others + total.num_active) / (others + total.num_weights),
         rows,
         topology.repairs,
     )

@@ -13,17 +13,15 @@ from torch.optim import Optimizer
 
 from . import state as saved
 from .draw import Drawn
+from .execution.choice import EXECUTIONS, choose
 from .execution.hooks import LoadHook, StepHooks, attached_to, claim, release
-from .execution.masked import MaskedSite
+from .execution.interface import Site
 from .layers import find
-from .masks import density as density_of
 from .methods import Method
 from .names import nearest, plain
 from .report import Report, build_report
 from .sources import DenseSource, Source, describe
 from .topology import Topology
-
-EXECUTIONS = ("masked",)
 
 
 def attach(
@@ -85,7 +83,7 @@ def attach(
     unused = {"data": data, "loss_fn": loss_fn, "example_input": example_input}
     for name in [name for name, value in unused.items() if value is not None]:
         warnings.warn(f"{method.name} makes no passes of its own: {name}= is not used", stacklevel=2)
-    return Sparsifier(model, optimizers, method, source or DenseSource(), total_steps, layers)
+    return Sparsifier(model, optimizers, method, source or DenseSource(), total_steps, layers, execution)
 
 
 class Sparsifier:
@@ -106,6 +104,7 @@ class Sparsifier:
         source: Source,
         total_steps: int | None,
         layers: str | Sequence[str] | None,
+        execution: str,
     ):
         self.model, self.method, self.source, self.total_steps = model, method, source, total_steps
         self.step = 0
@@ -117,12 +116,15 @@ class Sparsifier:
                     f"{name} is attached to a sparsifier already: call detach() on that one first"
                 )
         _check_optimizers(self._layers, optimizers)
+        self.execution = choose(execution, model, self._layers, optimizers)
         self._topology = Topology(self._layers, method, source, total_steps, optimizers)
-        self._loaded: dict[str, Tensor] = {}
         self._connect()
 
     def _connect(self) -> None:
-        """From here on the model is changed: hooks are set, weights go onto their masks."""
+        """From here on the model is changed: weights go onto their masks, hooks are set."""
+        self._topology.begin(
+            [name for name, choice in self.execution.items() if choice.execution == "sparse"]
+        )
         claim(self, [site.parameter for site in self._sites.values()])
         owners = {id(layer.module): layer.module for layer in self._layers.values()}
         hook = LoadHook(weakref.ref(self))
@@ -131,25 +133,30 @@ class Sparsifier:
             handle for optimizer in self._optimizers for handle in StepHooks.register(optimizer, self)
         ]
         self._finalizer = weakref.finalize(self, _disconnect, list(self._sites.values()), self._handles)
-        self._topology.begin()
         self._topology.capture(0)
 
     # -- what can be read --------------------------------------------------------------------------------------
 
     @property
-    def _sites(self) -> dict[str, MaskedSite]:
+    def _sites(self) -> dict[str, Site]:
         return self._topology.sites
 
     @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: layer.shape for name, layer in self._layers.items()}
+
+    @property
     def masks(self) -> dict[str, Tensor]:
-        """Parameter name -> bool tensor of the weight's shape, True = active. Live tensors: do not write to them."""
+        """Parameter name -> bool tensor of the weight's shape, True = active. Do not write to them."""
         return {name: site.mask for name, site in self._sites.items()}
 
     @property
     def source_masks(self) -> dict[str, Tensor]:
         """Parameter name -> bool tensor of the positions that may live."""
         return {
-            name: torch.ones_like(site.mask) if site.source is None else site.source.view(site.layer.shape)
+            name: torch.ones(site.shape, dtype=torch.bool)
+            if site.source is None
+            else site.source.view(site.shape)
             for name, site in self._sites.items()
         }
 
@@ -161,7 +168,7 @@ class Sparsifier:
     @property
     def density(self) -> float:
         """Live weights over all weights of the sparse layers."""
-        return density_of(self.masks)
+        return self._topology.num_active / self._topology.num_weights
 
     @property
     def target_count(self) -> int:
@@ -183,8 +190,13 @@ class Sparsifier:
         return build_report(self, self._layers, self._topology)
 
     def dense_state_dict(self) -> dict[str, Tensor]:
-        """The model's state_dict under plain keys, zeros in place."""
-        return {plain(name): value for name, value in self.model.state_dict().items()}
+        """The model's state_dict under plain keys, zeros in place, whatever executes the layers."""
+        state = {plain(name): value for name, value in self.model.state_dict().items()}
+        for name, site in self._sites.items():
+            if site.execution == "sparse":
+                state[name] = site.dense_weight()
+                del state[f"{name.removesuffix('weight')}positions"]
+        return state
 
     @torch.no_grad()
     def apply_to(self, model: nn.Module) -> None:
@@ -193,7 +205,8 @@ class Sparsifier:
         for name, site in self._sites.items():
             if name not in parameters:
                 raise ValueError(f"the model has no parameter {name!r}: {nearest(name, list(parameters))}")
-            parameters[name].masked_fill_(~site.mask.to(parameters[name].device), 0)
+            if parameters[name].shape == site.shape:  # a sparse copy has nothing to be zeroed
+                parameters[name].masked_fill_(~site.mask.to(parameters[name].device), 0)
 
     # -- state -------------------------------------------------------------------------------------------------
 
@@ -211,7 +224,9 @@ class Sparsifier:
             "start_count": topology.start_count,
             "num_updates": topology.num_updates,
             "num_moved": topology.num_moved,
-            "masks": saved.pack_masks(self.masks, topology.drawn),
+            "masks": saved.pack_masks(
+                {n: s.positions() for n, s in self._sites.items()}, topology.drawn, self._shapes
+            ),
             "sources": saved.pack_sources(
                 {n: s.source for n, s in self._sites.items()}, topology.source_drawn
             ),
@@ -225,13 +240,11 @@ class Sparsifier:
             ValueError: the state is of another method, source, set of layers or format, or is damaged. Nothing has
                 changed then.
         """
-        shapes = {name: layer.shape for name, layer in self._layers.items()}
-        saved.check(state, self.describe(), shapes)
-        masks, drawn = saved.unpack_masks(state["masks"], shapes)
-        sources = saved.unpack_sources(state["sources"], shapes)
+        saved.check(state, self.describe(), self._shapes)
+        positions, drawn = saved.unpack_masks(state["masks"], self._shapes)
+        sources = saved.unpack_sources(state["sources"], self._shapes)
         for name, site in self._sites.items():
-            site.restore(masks[name], sources[name], state["gradients"][name], self._loaded.get(name))
-        self._loaded.clear()
+            site.restore(positions[name], sources[name], state["gradients"][name])
         self.step = int(state["step"])
         topology = self._topology
         topology.drawn, topology.start_count = drawn, int(state["start_count"])
@@ -239,8 +252,10 @@ class Sparsifier:
         topology.capture(self.step)
 
     def detach(self) -> nn.Module:
-        """Let go of model and optimizers: the weights keep their zeros, nothing keeps them there any more."""
+        """Let go of model and optimizers: plain modules and zeros are left, nothing keeps the zeros any more."""
         _ = self._finalizer()
+        for site in self._sites.values():
+            site.release(self._optimizers)
         return self.model
 
     # -- the clock; called by the hooks ------------------------------------------------------------------------
@@ -257,7 +272,7 @@ class Sparsifier:
             return False
         if self.method.needs_step_gradient and optimizer is self._optimizers[0]:
             if has_closure:  # the gradient comes inside the step: remember the weights it is taken at
-                self._topology.each(MaskedSite.remember_weight)
+                self._topology.each(Site.remember_weight)
             else:
                 self._topology.update(self.step)
         if self.method.skip_step_on_update and has_closure:
@@ -266,7 +281,7 @@ class Sparsifier:
 
     def _after_step(self, optimizer: Optimizer, has_closure: bool, overflow: bool) -> None:
         if overflow:
-            self._topology.each(MaskedSite.forget_gradient)
+            self._topology.each(Site.forget_gradient)
             return
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for site in self._sites.values():
@@ -277,27 +292,19 @@ class Sparsifier:
         if self._topology.due(self.step) and (has_closure or not self.method.needs_step_gradient):
             self._topology.update(self.step)
         self.step += 1
-        self._loaded.clear()
-        self._topology.each(MaskedSite.forget_gradient)
-        self._topology.each(MaskedSite.hook)  # a layer that was frozen until now
+        self._topology.each(Site.forget_gradient)
+        self._topology.each(Site.hook)  # a layer that was frozen until now
         self._topology.capture(self.step)
 
     def _after_load(self, module: nn.Module) -> None:
-        """A state was loaded into a module of the model: follow replaced parameters, put weights back on the mask.
-
-        What was loaded off the mask is kept until the next step: it belongs to the masks of the same checkpoint,
-        which may be loaded later.
-        """
-        for name, site in self._sites.items():
-            if site.layer.module is not module:
-                continue
-            if site.layer.parameter is not site.parameter:
-                release([site.parameter])
-                site.rebind(site.layer.parameter, self._optimizers)
-                claim(self, [site.parameter])
-            if site.has_values_outside():
-                self._loaded[name] = site.parameter.detach().clone()
-            site.remask()
+        """A state was loaded into a module of the model."""
+        for site in self._sites.values():
+            if site.layer.module is module:
+                before = site.parameter
+                site.after_load(self._optimizers)
+                if site.parameter is not before:
+                    release([before])
+                    claim(self, [site.parameter])
 
 
 def _optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
@@ -324,7 +331,7 @@ def _check_optimizers(layers, optimizers: list[Optimizer]) -> None:
         )
 
 
-def _disconnect(sites: list[MaskedSite], handles: list) -> None:
+def _disconnect(sites: list[Site], handles: list) -> None:
     for handle in handles:
         handle.remove()
     for site in sites:

@@ -1,7 +1,11 @@
-"""The sparsifier's state as plain data and tensors, and the checks when it comes back."""
+"""The sparsifier's state as plain data and tensors, and the checks when it comes back.
+
+Masks are stored as positions, whatever executes them, so a state moves between masked and sparse execution.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,34 +13,58 @@ import torch
 from torch import Tensor
 
 from .draw import Drawn
-from .masks import fingerprint, pack, unpack
+from .masks import fingerprint_positions, pack, unpack
 
 FORMAT = 1
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def pack_masks(masks: Mapping[str, Tensor], drawn: Mapping[str, Drawn]) -> dict[str, Any]:
-    """Each mask as its draw if it is one, else as bits, with a hash over all of them."""
-    packed = {name: drawn[name].as_dict() if name in drawn else pack(mask) for name, mask in masks.items()}
-    return {"layers": packed, "sha256": fingerprint(masks)}
+def pack_masks(positions: Mapping[str, Tensor], drawn: Mapping[str, Drawn], shapes: Shapes) -> dict[str, Any]:
+    """Each mask as its draw if it is one, else as positions or bits, whichever is less; and a hash over all of them.
+
+    Args:
+        positions: name -> active positions, int64, rising, on the CPU.
+        drawn: name -> draw, for the masks that are exactly one.
+        shapes: name -> shape of the weight.
+    """
+    packed = {
+        name: drawn[name].as_dict() if name in drawn else _pack(where, math.prod(shapes[name]))
+        for name, where in positions.items()
+    }
+    return {"layers": packed, "sha256": fingerprint_positions(positions, shapes)}
 
 
 def unpack_masks(state: dict[str, Any], shapes: Shapes) -> tuple[dict[str, Tensor], dict[str, Drawn]]:
-    """The inverse of ``pack_masks``.
+    """The inverse of ``pack_masks``: positions and draws.
 
     Raises:
         ValueError: the masks that come out are not those that went in.
     """
     drawn = {name: Drawn(**value) for name, value in state["layers"].items() if isinstance(value, dict)}
-    masks = {
-        name: torch.from_numpy(drawn[name].mask()).view(shapes[name])
-        if name in drawn
-        else unpack(value, shapes[name])
+    positions = {
+        name: torch.from_numpy(drawn[name].positions()) if name in drawn else _unpack(value, shapes[name])
         for name, value in state["layers"].items()
     }
-    if fingerprint(masks) != state["sha256"]:
+    if fingerprint_positions(positions, shapes) != state["sha256"]:
         raise ValueError("the masks of this sparsifier state do not match their hash: the state is damaged")
-    return masks, drawn
+    return positions, drawn
+
+
+def _pack(positions: Tensor, size: int) -> Tensor:
+    narrow = positions.to(torch.int32) if size < 2**31 else positions
+    if narrow.numel() * narrow.element_size() < size / 8:
+        return narrow
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[positions] = True
+    return pack(mask)
+
+
+def _unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return (
+        packed.long()
+        if packed.dtype != torch.uint8
+        else unpack(packed, shape).reshape(-1).nonzero().squeeze(1)
+    )
 
 
 def pack_sources(sources: Mapping[str, Tensor | None], drawn: Mapping[str, Drawn]) -> dict[str, Any]:
@@ -49,14 +77,13 @@ def pack_sources(sources: Mapping[str, Tensor | None], drawn: Mapping[str, Drawn
 
 def unpack_sources(state: dict[str, Any], shapes: Shapes) -> dict[str, Tensor | None]:
     """The inverse of ``pack_sources``: flat bool tensors or None."""
-    return {
-        name: torch.from_numpy(Drawn(**value).mask())
-        if isinstance(value, dict)
-        else None
-        if value is None
-        else unpack(value, shapes[name]).reshape(-1)
-        for name, value in state.items()
-    }
+    return {name: _unpack_source(value, shapes[name]) for name, value in state.items()}
+
+
+def _unpack_source(value: Any, shape: tuple[int, ...]) -> Tensor | None:
+    if isinstance(value, dict):
+        return torch.from_numpy(Drawn(**value).mask())
+    return None if value is None else unpack(value, shape).reshape(-1)
 
 
 def check(state: dict[str, Any], describe: dict[str, Any], shapes: Shapes) -> None:
@@ -83,5 +110,6 @@ def check(state: dict[str, Any], describe: dict[str, Any], shapes: Shapes) -> No
     missing, unknown = shapes.keys() - layers.keys(), layers.keys() - shapes.keys()
     if missing or unknown:
         raise ValueError(
-            f"the state's layers differ: missing {sorted(missing)}, unknown {sorted(unknown)}: attach with the same layers="
+            f"the state's layers differ: missing {sorted(missing)}, unknown {sorted(unknown)}: attach with the "
+            "same layers="
         )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .draw import Drawn
+from .execution.interface import Site
 from .execution.masked import MaskedSite
+from .execution.sparse import SparseSite
 from .layers import Layer
 from .methods import Change, Method
 from .sources import Source
@@ -48,7 +51,9 @@ class Topology:
         self._optimizers = optimizers
         supports = source.supports(layers)
         self.source_drawn = {n: s.positions for n, s in supports.items() if isinstance(s.positions, Drawn)}
-        self.sites = {name: MaskedSite(layer, supports[name].mask()) for name, layer in layers.items()}
+        self.sites: dict[str, Site] = {
+            n: MaskedSite(layer, supports[n].mask()) for n, layer in layers.items()
+        }
         views = self.views()
         method.check(views, total_steps)
         starts = method.start(views)
@@ -59,18 +64,27 @@ class Topology:
         for name, start in starts.items():
             self._place(name, start.mask)
         self.start_count = self.num_active
-        self.num_weights = sum(site.parameter.numel() for site in self.sites.values())
+        self.num_weights = sum(math.prod(layer.shape) for layer in layers.values())
         self.num_updates = self.num_moved = 0
         self._empty: set[str] = set()
-        self._after_attachment = self._decide(-1) if method.due(-1, total_steps) else {}
+        self._first = self._decide(-1) if method.due(-1, total_steps) else {}
 
-    def begin(self) -> None:
-        """Put the weights onto their first masks: the first thing that changes the model."""
+    def begin(self, sparse: Collection[str]) -> None:
+        """Put the weights onto their first masks, and some layers under sparse execution.
+
+        The first thing that changes the model.
+        """
+        for site in self.sites.values():
+            site.remask()
+        if self._first:
+            self._carry_out(self._first, -1)
+        for name in sparse:
+            site = self.sites[name]
+            positions = site.positions()
+            values = site.dense_weight().reshape(-1)[positions]
+            self.sites[name] = SparseSite(site.layer, site.source, positions, values, self._optimizers)
         for site in self.sites.values():
             site.hook()
-            site.remask()
-        if self._after_attachment:
-            self._carry_out(self._after_attachment, -1)
         self.warn_of_empty_layers(stacklevel=5)
 
     def views(self) -> dict:
@@ -105,6 +119,7 @@ class Topology:
 
     def _place(self, name: str, mask: Drawn | Tensor | None) -> None:
         site = self.sites[name]
+        assert isinstance(site, MaskedSite)
         if isinstance(mask, Drawn):
             inside = None if site.source is None else site.source.cpu().numpy()
             if inside is None:
@@ -113,7 +128,7 @@ class Topology:
         elif mask is None and name in self.source_drawn:
             self.drawn[name] = self.source_drawn[name]
         if mask is not None:
-            site.place(mask)
+            site.place(mask.reshape(-1).nonzero().squeeze(1))
 
     def _decide(self, step: int) -> dict[str, Change]:
         return self.method.update(self.views(), step, self.target(step), self.total_steps)
@@ -156,7 +171,7 @@ class Topology:
             )
         self._empty = empty
 
-    def each(self, action: Callable[[MaskedSite], None]) -> None:
+    def each(self, action: Callable[[Site], None]) -> None:
         """Do something at every site."""
         for site in self.sites.values():
             action(site)

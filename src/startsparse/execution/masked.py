@@ -1,8 +1,4 @@
-"""Masked-dense execution, the reference: the model stays the plain module it was, its inactive weights are zero.
-
-One ``MaskedSite`` per layer holds the mask, keeps gradient and weight on it, keeps the dense gradient when a method
-asks for it, and carries out topology changes on the weight and on any optimizer's state of its shape.
-"""
+"""Masked-dense execution, the reference: the model stays the plain module it was, its inactive weights are zero."""
 
 from __future__ import annotations
 
@@ -12,38 +8,65 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..draw import key
 from ..layers import Layer
 from ..methods import Change, DenseView, Method
+from .interface import Site
+from .optimizers import replace, states_of
 
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 
-class MaskedSite:
-    """One layer under masked execution.
+class MaskedSite(Site):
+    """One layer under masked execution: keeps gradient and weight on the mask, and the dense gradient when asked.
 
     Args:
         layer: the layer.
         source: flat bool of the positions that may live, or None for all.
     """
 
+    execution = "masked"
+
     def __init__(self, layer: Layer, source: Tensor | None):
-        self.layer = layer
-        self.name = layer.name
         self.parameter: nn.Parameter = layer.parameter
-        self.source = None if source is None else source.to(self.parameter.device)
-        if self.source is None:
-            self.mask = torch.ones(layer.shape, dtype=torch.bool, device=self.parameter.device)
-        else:
-            self.mask = self.source.view(layer.shape).clone()
+        super().__init__(layer, None if source is None else source.to(self.parameter.device))
+        self._mask = torch.ones(layer.shape, dtype=torch.bool, device=self.parameter.device)
+        if self.source is not None:
+            self._mask.copy_(self.source.view(layer.shape))
         self.capturing = False
-        self.dense_gradient: Tensor | None = None
-        self.weight_before_step: Tensor | None = None
+        self._dense_gradient: Tensor | None = None
+        self._weight_before_step: Tensor | None = None
+        self._loaded: Tensor | None = None
         self._bits: Tensor | None = None
         self._seen: tuple[int, int] | None = None  # storage and version of the gradient that was masked last
         self._handle = None
 
-    # -- hooks -------------------------------------------------------------------------------------------------
+    @property
+    def num_active(self) -> int:
+        return int(self._mask.sum())
+
+    @property
+    def mask(self) -> Tensor:
+        return self._mask
+
+    def positions(self) -> Tensor:
+        return self._mask.reshape(-1).nonzero().squeeze(1).cpu()
+
+    def dense_weight(self) -> Tensor:
+        return self.parameter.detach()
+
+    def view(self) -> DenseView:
+        weight = self.parameter if self._weight_before_step is None else self._weight_before_step
+        return DenseView(
+            self.name,
+            weight.detach(),
+            self._mask,
+            self.source,
+            self._dense_gradient,
+            frozen=not self.parameter.requires_grad,
+            geometry=self.layer.geometry,
+        )
+
+    # -- hooks and invariants ----------------------------------------------------------------------------------
 
     def hook(self) -> None:
         """Keep arriving gradients on the mask from now on (a frozen weight gets none and needs no hook)."""
@@ -51,11 +74,13 @@ class MaskedSite:
             self._handle = self.parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
     def unhook(self) -> None:
-        """Undo ``hook``."""
         self.capturing = False
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+    def release(self, optimizers: Iterable[Optimizer]) -> None:
+        self.unhook()
 
     @torch.no_grad()
     def _on_gradient(self, parameter: Tensor) -> None:
@@ -79,158 +104,105 @@ class MaskedSite:
         starts anew, so that the micro-batches of a step that was skipped do not leak into the next one.
         """
         continues = self._seen == (gradient.data_ptr(), gradient._version - 1)
-        if continues and self.dense_gradient is not None:
-            self.dense_gradient = torch.where(self.mask, gradient, self.dense_gradient + gradient)
+        if continues and self._dense_gradient is not None:
+            self._dense_gradient = torch.where(self._mask, gradient, self._dense_gradient + gradient)
         else:
-            self.dense_gradient = gradient.clone()
-
-    # -- invariants --------------------------------------------------------------------------------------------
+            self._dense_gradient = gradient.clone()
 
     def _zero_outside(self, tensor: Tensor) -> None:
         """Zero the inactive positions by clearing bits: exact for NaN and infinity, and as fast as a product."""
         if tensor.dtype != self.parameter.dtype:
-            tensor.masked_fill_(~self.mask, 0)
+            tensor.masked_fill_(~self._mask, 0)
             return
         if self._bits is None:
             self._bits = torch.empty_like(self.parameter, dtype=_INTEGERS[self.parameter.element_size()])
-            self._bits.copy_(self.mask).neg_()
+            self._bits.copy_(self._mask).neg_()
         tensor.view(self._bits.dtype).bitwise_and_(self._bits)
 
     @torch.no_grad()
     def remask(self) -> None:
-        """Set the inactive weights to zero."""
         self._zero_outside(self.parameter.detach())
 
-    @property
-    def num_active(self) -> int:
-        """Live weights."""
-        return int(self.mask.sum())
-
-    def view(self) -> DenseView:
-        """The layer as a method sees it."""
-        weight = self.parameter if self.weight_before_step is None else self.weight_before_step
-        return DenseView(
-            self.name,
-            weight.detach(),
-            self.mask,
-            self.source,
-            self.dense_gradient,
-            frozen=not self.parameter.requires_grad,
-            geometry=self.layer.geometry,
-        )
-
-    def has_values_outside(self) -> bool:
-        """Whether an inactive weight is not zero."""
-        return bool((self.parameter.detach()[~self.mask] != 0).any())
-
-    def remember_weight(self) -> None:
-        """Keep the weight as it is before a step whose closure brings the gradient."""
-        self.weight_before_step = self.parameter.detach().clone()
+    # -- the dense gradient ------------------------------------------------------------------------------------
 
     def average_gradient(self) -> None:
-        """Average the dense gradient over the ranks; one that did not arrive counts as zeros."""
-        if self.dense_gradient is None:
-            self.dense_gradient = torch.zeros_like(self.parameter)
-        torch.distributed.all_reduce(self.dense_gradient)
-        self.dense_gradient /= torch.distributed.get_world_size()
+        if self._dense_gradient is None:
+            self._dense_gradient = torch.zeros_like(self.parameter)
+        torch.distributed.all_reduce(self._dense_gradient)
+        self._dense_gradient /= torch.distributed.get_world_size()
 
     def gradient_is_finite(self) -> bool:
-        """Whether the dense gradient can be ranked; one that did not arrive can."""
-        return self.dense_gradient is None or bool(self.dense_gradient.isfinite().all())
+        return self._dense_gradient is None or bool(self._dense_gradient.isfinite().all())
 
     def gradient_state(self) -> Tensor | None:
-        """What a checkpoint between two micro-batches of an update step must keep."""
-        return self.dense_gradient
+        return self._dense_gradient
 
-    @torch.no_grad()
-    def restore(
-        self, mask: Tensor, source: Tensor | None, gradient: Tensor | None, weight: Tensor | None
-    ) -> None:
-        """Take over a saved mask, source and dense gradient, and the weight that was loaded before its mask."""
-        device = self.parameter.device
-        self.source = None if source is None else source.to(device)
-        self.place(mask.to(device))
-        self.dense_gradient = None if gradient is None else gradient.to(device).clone()
-        if weight is not None:
-            self.parameter.copy_(weight)
-        self.remask()
+    def remember_weight(self) -> None:
+        self._weight_before_step = self.parameter.detach().clone()
 
     def forget_gradient(self) -> None:
-        """Let the dense gradient go."""
-        self.dense_gradient = self.weight_before_step = self._seen = None
+        self._dense_gradient = self._weight_before_step = self._seen = self._loaded = None
 
     # -- changes -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def place(self, mask: Tensor) -> None:
-        """Take over a whole mask, any shape with the weight's number of positions."""
-        self.mask.copy_(mask.view(self.layer.shape))
+    def place(self, positions: Tensor) -> None:
+        """Take over a whole mask, given by its active positions."""
+        self._mask.zero_()
+        self._mask.view(-1)[positions.to(self._mask.device)] = True
         self._bits = None
 
     @torch.no_grad()
     def apply(self, change: Change, optimizers: Iterable[Optimizer], method: Method, step: int) -> None:
-        """Carry out a topology change: mask, weight, gradient, optimizer state.
-
-        Args:
-            change: what was dropped and grown.
-            optimizers: their state of the weight's shape follows the weights.
-            method: its policies for the value and state of grown weights.
-            step: of the change.
-        """
-        state = method.grown_state
-        dropped = torch.unravel_index(change.dropped.to(self.mask.device), self.layer.shape)
-        grown = torch.unravel_index(change.grown.to(self.mask.device), self.layer.shape)
-        values = self._grown_values(grown, len(change.grown), method, step)
-        live = self.mask.clone() if state == "mean" else self.mask
-        self.mask[dropped] = False
-        self.mask[grown] = True
+        dropped = torch.unravel_index(change.dropped.to(self._mask.device), self.shape)
+        grown = torch.unravel_index(change.grown.to(self._mask.device), self.shape)
+        weight = self.parameter.detach()
+        gradient = None if self._dense_gradient is None else self._dense_gradient[grown]
+        values = self.grown_values(method, step, len(change.grown), weight[self._mask], gradient)
+        if method.grown_state != "keep":
+            for tensor in states_of(optimizers, self.parameter):
+                mean = (
+                    tensor[self._mask].mean()
+                    if method.grown_state == "mean" and bool(self._mask.any())
+                    else 0
+                )
+                tensor[dropped] = 0
+                tensor[grown] = mean
+        self._mask[dropped] = False
+        self._mask[grown] = True
         if self._bits is not None:
             self._bits[dropped] = 0
             self._bits[grown] = -1
-        weight = self.parameter.detach()
         weight[dropped] = 0
-        weight[grown] = values
+        weight[grown] = 0 if values is None else values
         if self.parameter.grad is not None:
             self.parameter.grad[dropped] = 0
-        for tensor in self.states(optimizers):
-            if state != "keep":
-                mean = tensor[live].mean() if state == "mean" and bool(live.any()) else 0
-                tensor[dropped] = 0
-                tensor[grown] = mean
 
-    def states(self, optimizers: Iterable[Optimizer]) -> list[Tensor]:
-        """Every optimizer state tensor of the weight's shape: it belongs to the weights."""
-        found = [
-            tensor for optimizer in optimizers for tensor in optimizer.state.get(self.parameter, {}).values()
-        ]
-        return [t for t in found if isinstance(t, Tensor) and t.shape == self.parameter.shape and t.dim() > 0]
+    @torch.no_grad()
+    def restore(self, positions: Tensor, source: Tensor | None, gradient: Tensor | None) -> None:
+        device = self.parameter.device
+        self.source = None if source is None else source.to(device)
+        self.place(positions)
+        if self._loaded is not None:
+            self.parameter.copy_(self._loaded)
+        self.remask()
+        self.forget_gradient()
+        self._dense_gradient = None if gradient is None else gradient.to(device).clone()
 
-    def _grown_values(self, grown, count: int, method: Method, step: int) -> Tensor | float:
-        if method.grown_value == "zero" or count == 0:
-            return 0.0
+    def after_load(self, optimizers: Iterable[Optimizer]) -> None:
+        if self.layer.parameter is not self.parameter:
+            self._rebind(self.layer.parameter, optimizers)
         weight = self.parameter.detach()
-        spread = (
-            weight[self.mask].float().std(unbiased=False) if bool(self.mask.any()) else weight.new_zeros(())
-        )
-        if method.grown_value == "normal":
-            generator = torch.Generator().manual_seed(key(f"value:{step}", method.seed, self.name) % 2**63)
-            drawn = torch.randn(count, generator=generator).to(weight.device)
-        else:
-            drawn = torch.zeros(count) if self.dense_gradient is None else -self.dense_gradient[grown].sign()
-        return (drawn.to(weight.device) * spread).to(weight.dtype)
+        self._loaded = weight.clone() if bool((weight[~self._mask] != 0).any()) else None
+        self.remask()
 
-    def rebind(self, parameter: nn.Parameter, optimizers: Iterable[Optimizer]) -> None:
+    def _rebind(self, parameter: nn.Parameter, optimizers: Iterable[Optimizer]) -> None:
         """Follow the module to another parameter object (``load_state_dict(assign=True)``): hooks and optimizers."""
-        old = self.parameter
+        replace(optimizers, self.parameter, parameter, lambda state: state)
         self.unhook()
         self.parameter = parameter
-        self.mask = self.mask.to(parameter.device)
+        self._mask = self._mask.to(parameter.device)
         self.source = None if self.source is None else self.source.to(parameter.device)
         self._bits = None
         self.forget_gradient()
         self.hook()
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["params"] = [parameter if p is old else p for p in group["params"]]
-            if old in optimizer.state:
-                optimizer.state[parameter] = optimizer.state.pop(old)

@@ -122,8 +122,8 @@ class DenseView:
 
     def grow_at_random(self, count: int, returning: Tensor, seed: int, step: int) -> Tensor:
         order = Permutation(self.weight.numel(), f"grow:{step}", seed, self.name)
-        growable = self._growable(returning).nonzero().squeeze(1)
-        return torch.from_numpy(order.first(growable.cpu().numpy(), count)).to(growable.device)
+        growable = self._growable(returning).cpu().numpy()
+        return torch.from_numpy(order.first_where(lambda at: growable[at], count)).to(self.mask.device)
 
     def _growable(self, returning: Tensor) -> Tensor:
         growable = ~self.mask.reshape(-1)

@@ -1,0 +1,74 @@
+"""Which execution each layer gets, and why."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..layers import Layer
+from .optimizers import check_elementwise
+
+EXECUTIONS = ("masked", "sparse")
+_READ_BY_OTHERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a layer is executed, and the reason if it is not as asked."""
+
+    execution: str
+    reason: str = ""
+
+
+def choose(
+    execution: str, model: nn.Module, layers: Mapping[str, Layer], optimizers: Sequence[Optimizer]
+) -> dict[str, Choice]:
+    """The execution of every layer.
+
+    Args:
+        execution: "masked" or "sparse".
+        model: whose layers they are.
+        layers: the layers that may be sparse.
+        optimizers: must act element by element under sparse execution.
+
+    Raises:
+        ValueError: sparse execution cannot work with this model or these optimizers at all.
+    """
+    if execution == "masked":
+        return dict.fromkeys(layers, Choice("masked"))
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError(
+            "sparse execution replaces parameters, which DistributedDataParallel holds: use 'masked'"
+        )
+    check_elementwise(optimizers)
+    reasons = {name: obstacle(layer, model) for name, layer in layers.items()}
+    masked = {name: reason for name, reason in reasons.items() if reason}
+    if masked:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in masked.items())
+        warnings.warn(f"these layers stay masked-dense: {listed}", stacklevel=4)
+    return {name: Choice("masked" if reason else "sparse", reason) for name, reason in reasons.items()}
+
+
+def obstacle(layer: Layer, model: nn.Module) -> str:
+    """Why a layer cannot be executed sparse, or an empty string."""
+    module, weight = layer.module, layer.parameter
+    if type(module) not in (nn.Linear, nn.Conv2d) or layer.attribute != "weight":
+        return f"only nn.Linear and nn.Conv2d run sparse, this is {type(module).__name__}.{layer.attribute}"
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return f"only float32 on the CPU runs sparse, this is {weight.dtype} on {weight.device}"
+    if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
+        return (
+            f"only zero padding given in pixels runs sparse, this is {module.padding_mode}, {module.padding}"
+        )
+    owners = [m for m in model.modules() for parameter in m._parameters.values() if parameter is weight]
+    if len(owners) > 1:
+        return "its weight is tied to another module's"
+    for parent in model.modules():
+        if isinstance(parent, _READ_BY_OTHERS) and any(child is module for child in parent.children()):
+            return f"{type(parent).__name__} reads its weight by itself"
+    return ""

@@ -1,0 +1,147 @@
+"""What every execution of a layer answers to: the one interface between a method at work and how weights are held."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..draw import key
+from ..layers import Layer
+from ..methods import Change, LayerView, Method
+
+
+class Site(abc.ABC):
+    """One layer, its live weights and their optimizer state.
+
+    Attributes:
+        parameter: what the optimizer updates: the dense weight, or the vector of its live values.
+        source: flat bool of the positions that may live, or None for all.
+        capturing: whether the dense gradient of the current step is kept for the method.
+    """
+
+    execution: str
+    parameter: nn.Parameter
+    capturing: bool
+
+    def __init__(self, layer: Layer, source: Tensor | None):
+        self.layer = layer
+        self.name = layer.name
+        self.source = source
+
+    # -- what is there -----------------------------------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def num_active(self) -> int:
+        """Live weights."""
+
+    @property
+    @abc.abstractmethod
+    def mask(self) -> Tensor:
+        """Bool tensor of the weight's shape."""
+
+    @abc.abstractmethod
+    def positions(self) -> Tensor:
+        """Active positions, int64, rising, on the CPU."""
+
+    @abc.abstractmethod
+    def dense_weight(self) -> Tensor:
+        """The weight with its zeros."""
+
+    @abc.abstractmethod
+    def view(self) -> LayerView:
+        """The layer as a method sees it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense weight."""
+        return self.layer.shape
+
+    # -- hooks and invariants ----------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def hook(self) -> None:
+        """Watch the gradient from now on."""
+
+    @abc.abstractmethod
+    def unhook(self) -> None:
+        """Undo ``hook``."""
+
+    @abc.abstractmethod
+    def remask(self) -> None:
+        """Set the inactive weights to zero."""
+
+    @abc.abstractmethod
+    def release(self, optimizers: Iterable[Optimizer]) -> None:
+        """Leave a plain module behind."""
+
+    # -- the dense gradient ------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def average_gradient(self) -> None:
+        """Average the dense gradient over the ranks; one that did not arrive counts as zeros."""
+
+    @abc.abstractmethod
+    def gradient_is_finite(self) -> bool:
+        """Whether the dense gradient can be ranked; one that did not arrive can."""
+
+    @abc.abstractmethod
+    def gradient_state(self) -> Tensor | None:
+        """What a checkpoint between two micro-batches of an update step must keep."""
+
+    @abc.abstractmethod
+    def remember_weight(self) -> None:
+        """Keep the weight as it is before a step whose closure brings the gradient."""
+
+    @abc.abstractmethod
+    def forget_gradient(self) -> None:
+        """Let the dense gradient go, and what else was kept for one step."""
+
+    # -- changes -----------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def apply(self, change: Change, optimizers: Iterable[Optimizer], method: Method, step: int) -> None:
+        """Carry out a topology change: positions, weight, gradient, optimizer state.
+
+        Args:
+            change: what was dropped and grown.
+            optimizers: their state of the weight's shape follows the weights.
+            method: its policies for the value and state of grown weights.
+            step: of the change.
+        """
+
+    @abc.abstractmethod
+    def restore(self, positions: Tensor, source: Tensor | None, gradient: Tensor | None) -> None:
+        """Take over saved positions, source and dense gradient, and the weight that was loaded before them."""
+
+    @abc.abstractmethod
+    def after_load(self, optimizers: Iterable[Optimizer]) -> None:
+        """The module was loaded: follow a replaced parameter, put the weight back on the mask.
+
+        What was loaded off the mask is kept until the next step: it belongs to the mask of the same checkpoint, which
+        may be loaded later.
+        """
+
+    def grown_values(
+        self, method: Method, step: int, count: int, weights: Tensor, gradient: Tensor | None
+    ) -> Tensor | None:
+        """Values of newly grown weights in rising position, or None for zeros.
+
+        Args:
+            method: its policy.
+            step: of the change.
+            count: weights grown.
+            weights: live values before the change: their spread is the scale.
+            gradient: dense gradient at the grown positions, or None if none arrived.
+        """
+        if method.grown_value == "zero" or count == 0 or len(weights) == 0:
+            return None
+        spread = weights.float().std(unbiased=False)
+        if method.grown_value == "normal":
+            generator = torch.Generator().manual_seed(key(f"value:{step}", method.seed, self.name) % 2**63)
+            return torch.randn(count, generator=generator).to(weights) * spread.to(weights.dtype)
+        return None if gradient is None else -gradient.sign().to(weights.dtype) * spread.to(weights.dtype)

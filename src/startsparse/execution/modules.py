@@ -1,0 +1,193 @@
+"""Linear and Conv2d whose weight is the vector of its live values: no dense tensor, anywhere.
+
+A module is turned in place (its class changes, the object stays), so hooks, aliases and containers keep working. Its
+``weight`` is then the values in the kernels' order, its ``pattern`` says where they are. A state_dict holds the values
+in row-major order and their positions; a plain dense weight can be loaded as well.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import Pattern, sparse_conv2d, sparse_linear
+
+
+class _Sparse(nn.Module):
+    """What both share: the pattern, and how it is saved and loaded."""
+
+    weight: nn.Parameter
+    pattern: Tensor
+    dense_shape: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def num_weights(self) -> int:
+        """Positions of the dense weight."""
+        return math.prod(self.dense_shape)
+
+    def live(self) -> Pattern:
+        """The live positions."""
+        rows = self.dense_shape[0]
+        cols = math.prod(self.dense_shape[1:])
+        return Pattern(self.pattern, rows, cols, self.groups, self.weight.numel())
+
+    def dense_weight(self) -> Tensor:
+        """The weight with its zeros, of the dense shape: a new tensor."""
+        return self.live().dense(self.weight.detach(), self.dense_shape)
+
+    def put(self, pattern: Pattern, values: Tensor) -> None:
+        """Take over a pattern and values in its order; the parameter object stays, its size may change."""
+        if self.weight.numel() == values.numel():
+            self.weight.data.copy_(values)
+        else:
+            self.weight.grad = None
+            # A loss that is still held keeps the gradient accumulator of the old size alive; passing through another
+            # dtype makes torch forget it.
+            self.weight.data = values.new_empty(0, dtype=torch.float64)
+            self.weight.data = values
+        self.pattern = pattern.blob
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        live = self.live()
+        destination[prefix + "weight"] = self.weight.detach()[live.order()]
+        positions = live.positions()
+        narrow = self.num_weights < 2**31
+        destination[prefix + "positions"] = positions.to(torch.int32) if narrow else positions
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict,
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: list,
+        unexpected: list,
+        errors: list,
+    ) -> None:
+        weight, positions = state_dict.get(prefix + "weight"), state_dict.get(prefix + "positions")
+        rest = {k: v for k, v in state_dict.items() if k not in (prefix + "weight", prefix + "positions")}
+        names = list(missing)
+        super()._load_from_state_dict(rest, prefix, metadata, strict, missing, unexpected, errors)
+        if weight is None:
+            return
+        missing[:] = [name for name in missing if name in names or name != prefix + "weight"]
+        try:
+            self.load_weight(weight, positions)
+        except ValueError as error:
+            errors.append(f"{prefix}weight: {error}")
+
+    @torch.no_grad()
+    def load_weight(self, weight: Tensor, positions: Tensor | None = None) -> None:
+        """Take over a dense weight at the live positions, or row-major values with their positions.
+
+        Raises:
+            ValueError: neither fits this layer.
+        """
+        if positions is None:
+            if tuple(weight.shape) != self.dense_shape:
+                raise ValueError(
+                    f"a dense weight of shape {self.dense_shape} is needed, not {tuple(weight.shape)}"
+                )
+            self.weight.copy_(self.live().take_from(weight.to(self.weight)))
+            self.loaded_dense = weight.detach()
+            return
+        if positions.dim() != 1 or positions.shape != weight.shape:
+            raise ValueError(f"{tuple(weight.shape)} values for {tuple(positions.shape)} positions")
+        old = self.live()
+        new = Pattern.build(positions.long(), old.rows, old.cols, old.groups, math.prod(self.dense_shape[2:]))
+        values = torch.empty(positions.numel(), dtype=self.weight.dtype)
+        values[new.order()] = weight.to(self.weight)
+        self.put(new, values)
+
+
+class SparseLinear(_Sparse):
+    """``nn.Linear`` on the live weights of a layer."""
+
+    in_features: int
+    out_features: int
+    bias: nn.Parameter | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features]."""
+        return sparse_linear(x, self.weight, self.pattern, self.out_features, self.bias)
+
+    def extra_repr(self) -> str:
+        live, total = self.weight.numel(), self.num_weights
+        return f"in_features={self.in_features}, out_features={self.out_features}, live={live:,} of {total:,}"
+
+
+class SparseConv2d(_Sparse):
+    """``nn.Conv2d`` on the live weights of a layer."""
+
+    out_channels: int
+    bias: nn.Parameter | None
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [batch, channels, height, width] -> [batch, out_channels, out height, out width]."""
+        batched = x if x.dim() == 4 else x.unsqueeze(0)
+        y = sparse_conv2d(
+            batched,
+            self.weight,
+            self.pattern,
+            self.out_channels,
+            self.kernel_size,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        return y if x.dim() == 4 else y.squeeze(0)
+
+    def extra_repr(self) -> str:
+        out, inside, *kernel = self.dense_shape
+        live, total = self.weight.numel(), self.num_weights
+        return f"{inside * self.groups}, {out}, kernel_size={tuple(kernel)}, live={live:,} of {total:,}"
+
+
+_SPARSE: dict[type, type[_Sparse]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
+_PLAIN = {sparse: plain for plain, sparse in _SPARSE.items()}
+
+
+@torch.no_grad()
+def to_sparse(module: nn.Module, shape: tuple[int, ...], positions: Tensor, values: Tensor) -> nn.Parameter:
+    """Turn a Linear or Conv2d sparse in place; returns its new weight parameter.
+
+    Args:
+        module: of exactly one of these types.
+        shape: of its dense weight.
+        positions: int64, rising, row-major, (num_active,).
+        values: of the live weights in the same order.
+    """
+    groups = getattr(module, "groups", 1)
+    pattern = Pattern.build(positions, shape[0], math.prod(shape[1:]), groups, math.prod(shape[2:]))
+    ordered = torch.empty(len(positions), dtype=torch.float32)
+    ordered[pattern.order()] = values.float()
+    old = module._parameters["weight"]
+    parameter = nn.Parameter(ordered, requires_grad=old is None or old.requires_grad)
+    module._parameters["weight"] = parameter
+    module.__class__ = _SPARSE[type(module)]
+    module.__dict__["dense_shape"] = shape
+    module.register_buffer("pattern", pattern.blob, persistent=False)
+    return parameter
+
+
+@torch.no_grad()
+def to_dense(module: nn.Module) -> nn.Parameter:
+    """The inverse of ``to_sparse``: a plain module again, zeros in place; returns its dense weight parameter."""
+    assert isinstance(module, _Sparse)
+    dense = nn.Parameter(module.dense_weight(), requires_grad=module.weight.requires_grad)
+    module.__class__ = _PLAIN[type(module)]
+    del module._buffers["pattern"], module.dense_shape
+    module.__dict__.pop("loaded_dense", None)
+    module._parameters["weight"] = dense
+    return dense

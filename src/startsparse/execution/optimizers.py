@@ -1,0 +1,76 @@
+"""Optimizers under sparse execution: which may act on values alone, and how their parameters and state follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn, optim
+from torch.optim import Optimizer
+
+ELEMENTWISE = (
+    optim.SGD,
+    optim.Adam,
+    optim.AdamW,
+    optim.NAdam,
+    optim.RAdam,
+    optim.Adamax,
+    optim.Adagrad,
+    optim.Adadelta,
+    optim.RMSprop,
+    optim.Rprop,
+    optim.ASGD,
+)
+
+
+def check_elementwise(optimizers: Iterable[Optimizer]) -> None:
+    """Refuse optimizers that look at more than one element of a weight at a time, or that we do not know.
+
+    Raises:
+        ValueError: names the optimizer and those that can be used.
+    """
+    for optimizer in optimizers:
+        if type(optimizer) not in ELEMENTWISE:
+            known = ", ".join(kind.__name__ for kind in ELEMENTWISE)
+            raise ValueError(
+                f"sparse execution keeps weights as vectors of live values, and {type(optimizer).__name__} is not known "
+                f"to treat each element for itself: use one of {known}, or execution='masked'"
+            )
+
+
+def replace(
+    optimizers: Iterable[Optimizer], old: nn.Parameter, new: nn.Parameter, follow: Callable[[Tensor], Tensor]
+) -> None:
+    """Put another parameter in a parameter's place in every group; state of its shape follows by ``follow``."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
+        if old in optimizer.state:
+            state = optimizer.state.pop(old)
+            optimizer.state[new] = {
+                key: follow(value) if _follows(value, old.shape) else value for key, value in state.items()
+            }
+
+
+def states_of(optimizers: Iterable[Optimizer], parameter: nn.Parameter) -> list[Tensor]:
+    """Every state tensor of a parameter's shape: it belongs to its weights, whatever its key."""
+    found = [value for optimizer in optimizers for value in optimizer.state.get(parameter, {}).values()]
+    return [value for value in found if _follows(value, parameter.shape)]
+
+
+def change_states(
+    optimizers: Iterable[Optimizer],
+    parameter: nn.Parameter,
+    shape: torch.Size,
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    """Replace every state tensor of ``shape`` that a parameter has by ``change`` of it."""
+    for optimizer in optimizers:
+        state = optimizer.state.get(parameter, {})
+        for key, value in state.items():
+            if _follows(value, shape):
+                state[key] = change(value)
+
+
+def _follows(value: object, shape: torch.Size) -> bool:
+    return isinstance(value, Tensor) and value.shape == shape and value.dim() > 0

@@ -1,0 +1,318 @@
+"""Truly sparse execution on the CPU: a layer's parameter is the vector of its live values, and nothing is dense.
+
+The dense gradient exists only at a method's update steps, a block of rows at a time: until then the layer's inputs and
+output gradients of the step's micro-batches are kept (or, where the weight is smaller than these, their product).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..criteria import gradient as gradient_score
+from ..draw import Permutation
+from ..kernels import Pattern, dense_gradient, watch
+from ..layers import Layer
+from ..methods import Change, Method
+from ..selection import top_k
+from .interface import Site
+from .modules import _Sparse, to_dense, to_sparse
+from .optimizers import change_states, replace
+
+
+class SparseView:
+    """A sparse layer as a method sees it."""
+
+    def __init__(self, site: SparseSite):
+        self._site = site
+        self.name, self.shape, self.source = site.name, site.shape, site.source
+        self.geometry = site.layer.geometry
+        self.frozen = not site.parameter.requires_grad
+        self.capacity = math.prod(site.shape) if site.source is None else int(site.source.sum())
+        self._live = site.module.live()
+        self._order = self._live.order()
+
+    @property
+    def num_active(self) -> int:
+        return self._live.nnz
+
+    def active_positions(self) -> Tensor:
+        return self._live.positions()
+
+    def active_weights(self) -> Tensor:
+        weight = (
+            self._site.parameter if self._site.weight_before_step is None else self._site.weight_before_step
+        )
+        return weight.detach()[self._order]
+
+    def active_gradients(self) -> Tensor:
+        gradient = self._site.parameter.grad
+        return torch.zeros(self._live.nnz) if gradient is None else gradient[self._order]
+
+    def num_growable(self, returning: Tensor) -> int:
+        return self.capacity - self.num_active + len(returning)
+
+    def grow_by_gradient(self, count: int, returning: Tensor) -> Tensor:
+        kept = self._kept(returning)
+        positions, scores = torch.empty(0, dtype=torch.int64), torch.empty(0)
+        for start, gradient in self._site.gradient_blocks():
+            score = gradient_score(gradient).reshape(-1).clone()
+            inside = slice(*np.searchsorted(kept, [start, start + len(score)]))
+            score[torch.from_numpy(kept[inside] - start)] = -torch.inf
+            if self.source is not None:
+                score[~self.source[start : start + len(score)]] = -torch.inf
+            allowed = len(score) - int(score.isneginf().sum())
+            best = top_k(score, min(count, allowed), what=self.name).nonzero().squeeze(1)
+            positions, scores = torch.cat((positions, best + start)), torch.cat((scores, score[best]))
+            if len(positions) > count:
+                best = top_k(scores, count, what=self.name)
+                positions, scores = positions[best], scores[best]
+        if len(positions) < count:  # no gradient arrived: as with a gradient of zeros, the lowest positions
+            order = np.setdiff1d(np.arange(min(math.prod(self.shape), count + len(kept) + 1)), kept)
+            return torch.from_numpy(order[self._allowed(kept)(order)][:count])
+        return positions
+
+    def grow_at_random(self, count: int, returning: Tensor, seed: int, step: int) -> Tensor:
+        order = Permutation(math.prod(self.shape), f"grow:{step}", seed, self.name)
+        return torch.from_numpy(order.first_where(self._allowed(self._kept(returning)), count))
+
+    def _kept(self, returning: Tensor) -> np.ndarray:
+        positions = self.active_positions().numpy()
+        return np.setdiff1d(positions, returning.numpy(), assume_unique=True)
+
+    def _allowed(self, kept: np.ndarray):
+        """Whether positions may grow: they are not kept, and lie in the source."""
+        source = None if self.source is None else self.source.numpy()
+
+        def allowed(positions: np.ndarray) -> np.ndarray:
+            at = np.searchsorted(kept, positions)
+            free = np.ones(len(positions), bool)
+            known = at < len(kept)
+            free[known] = kept[at[known]] != positions[known]
+            return free if source is None else free & source[positions]
+
+        return allowed
+
+
+class SparseSite(Site):
+    """One layer under sparse execution.
+
+    Args:
+        layer: its module is turned sparse in place.
+        source: flat bool of the positions that may live, or None for all.
+        positions: where weights live first, int64, rising.
+        values: the weights there.
+        optimizers: they update the vector of live values from now on; their state follows.
+    """
+
+    execution = "sparse"
+
+    def __init__(
+        self,
+        layer: Layer,
+        source: Tensor | None,
+        positions: Tensor,
+        values: Tensor,
+        optimizers: Iterable[Optimizer],
+    ):
+        super().__init__(layer, source)
+        old = layer.parameter
+        self.parameter: nn.Parameter = to_sparse(layer.module, layer.shape, positions, values)
+        where = self.module.live().value_positions()
+        replace(optimizers, old, self.parameter, lambda state: state.reshape(-1)[where].clone())
+        self.weight_before_step: Tensor | None = None
+        self._dense: Tensor | None = None
+        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._pass = -1  # the backward pass seen last
+        self._watch = None
+        self._capturing = False
+
+    @property
+    def module(self) -> _Sparse:
+        """The layer's module, sparse."""
+        module = self.layer.module
+        assert isinstance(module, _Sparse)
+        return module
+
+    @property
+    def num_active(self) -> int:
+        return self.parameter.numel()
+
+    @property
+    def mask(self) -> Tensor:
+        mask = torch.zeros(math.prod(self.shape), dtype=torch.bool)
+        mask[self.positions()] = True
+        return mask.view(self.shape)
+
+    def positions(self) -> Tensor:
+        return self.module.live().positions()
+
+    def dense_weight(self) -> Tensor:
+        return self.module.dense_weight()
+
+    def view(self) -> SparseView:
+        return SparseView(self)
+
+    # -- hooks and invariants ----------------------------------------------------------------------------------
+
+    def hook(self) -> None:
+        """Nothing to do: the gradient of live values is all there is."""
+
+    def unhook(self) -> None:
+        self.capturing = False
+
+    def remask(self) -> None:
+        """Nothing to do: there are no inactive weights."""
+
+    def release(self, optimizers: Iterable[Optimizer]) -> None:
+        self.unhook()
+        where = self.module.live().value_positions()
+        old = self.parameter
+        self.parameter = to_dense(self.module)
+
+        def dense(state: Tensor) -> Tensor:
+            whole = state.new_zeros(math.prod(self.shape))
+            whole[where] = state
+            return whole.view(self.shape)
+
+        replace(optimizers, old, self.parameter, dense)
+
+    # -- the dense gradient ------------------------------------------------------------------------------------
+
+    @property
+    def capturing(self) -> bool:  # type: ignore[override]
+        return self._capturing
+
+    @capturing.setter
+    def capturing(self, wanted: bool) -> None:
+        self._capturing = wanted
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+        if wanted:
+            self._watch = watch(self.module.pattern, self._on_backward)
+
+    @torch.no_grad()
+    def _on_backward(self, x: Tensor, dy: Tensor) -> None:
+        """Keep a micro-batch's inputs and output gradients, or their product where that is less."""
+        gradient, pass_ = self.parameter.grad, torch._C._current_graph_task_id()
+        if pass_ != self._pass and (gradient is None or not bool(gradient.any())):
+            self._batches, self._dense = [], None  # of a step that was skipped
+        self._pass = pass_
+        if x.numel() + dy.numel() < math.prod(self.shape):
+            self._batches.append((x.detach(), dy.detach()))
+            return
+        if self._dense is None:
+            self._dense = torch.zeros(self.shape[0], math.prod(self.shape[1:]))
+        for row, block in dense_gradient(x, dy, **self._convolution()):
+            self._dense[row : row + len(block)] += block
+
+    def gradient_blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Blocks of rows of the step's dense gradient, with the position each begins at."""
+        cols = math.prod(self.shape[1:])
+        if self._batches:
+            parts = [dense_gradient(x, dy, **self._convolution()) for x, dy in self._batches]
+            for blocks in zip(*parts, strict=True):
+                row, total = blocks[0]
+                for _, block in blocks[1:]:
+                    total = total + block
+                if self._dense is not None:
+                    total = total + self._dense[row : row + len(total)]
+                yield row * cols, _averaged(total)
+        elif self._dense is not None:
+            yield 0, _averaged(self._dense)
+
+    def _convolution(self) -> dict:
+        if len(self.shape) == 2:
+            return {}
+        m = self.module
+        names = ("kernel_size", "stride", "padding", "dilation", "groups")
+        return {name: getattr(m, name) for name in names}
+
+    def average_gradient(self) -> None:
+        """Done block by block, where the blocks are made."""
+
+    def gradient_is_finite(self) -> bool:
+        kept = [tensor for pair in self._batches for tensor in pair]
+        kept += [tensor for tensor in (self._dense, self.parameter.grad) if tensor is not None]
+        return all(bool(tensor.isfinite().all()) for tensor in kept)
+
+    def gradient_state(self) -> Tensor | None:
+        blocks = [block for _, block in self.gradient_blocks()]
+        return torch.cat([block.reshape(-1) for block in blocks]).view(self.shape) if blocks else None
+
+    def remember_weight(self) -> None:
+        self.weight_before_step = self.parameter.detach().clone()
+
+    def forget_gradient(self) -> None:
+        self._batches, self._dense, self.weight_before_step = [], None, None
+        self.module.__dict__.pop("loaded_dense", None)
+
+    # -- changes -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def apply(self, change: Change, optimizers: Iterable[Optimizer], method: Method, step: int) -> None:
+        old = self.module.live()
+        new = old.changed(change.dropped, change.grown, taps=math.prod(self.shape[2:]))
+        positions, order = new.positions(), new.order()
+        grown = order[torch.searchsorted(positions, change.grown)]
+        values = self.grown_values(
+            method, step, len(change.grown), self.parameter.detach(), self._at(change.grown)
+        )
+        shape = self.parameter.shape
+        gradient = self.parameter.grad
+        (weight,) = old.move(new, [self.parameter.detach()])
+        if values is not None:
+            weight[grown] = values
+        moved_gradient = None if gradient is None else old.move(new, [gradient])[0]
+
+        def follow(state: Tensor) -> Tensor:
+            (moved,) = old.move(new, [state])
+            if method.grown_state == "mean" and state.numel():
+                moved[grown] = state.mean()
+            return moved
+
+        change_states(optimizers, self.parameter, shape, follow)
+        self.module.put(new, weight)
+        self.parameter.grad = moved_gradient
+        self.capturing = self._capturing
+
+    def _at(self, positions: Tensor) -> Tensor | None:
+        """The dense gradient at some positions."""
+        found = None
+        for start, gradient in self.gradient_blocks():
+            flat = gradient.reshape(-1)
+            found = torch.zeros(len(positions)) if found is None else found
+            inside = (positions >= start) & (positions < start + len(flat))
+            found[inside] = flat[positions[inside] - start]
+        return found
+
+    @torch.no_grad()
+    def restore(self, positions: Tensor, source: Tensor | None, gradient: Tensor | None) -> None:
+        self.source = source
+        loaded = self.module.__dict__.get("loaded_dense")
+        old = self.module.live()
+        if loaded is not None or not torch.equal(old.positions(), positions):
+            new = Pattern.build(positions, old.rows, old.cols, old.groups, math.prod(self.shape[2:]))
+            weight = old.move(new, [self.parameter.detach()])[0] if loaded is None else new.take_from(loaded)
+            self.module.put(new, weight.to(self.parameter.dtype))
+        self.forget_gradient()
+        self._dense = None if gradient is None else gradient.reshape(self.shape[0], -1).clone()
+        self.capturing = self._capturing
+
+    def after_load(self, optimizers: Iterable[Optimizer]) -> None:
+        self.capturing = self._capturing  # the pattern may be another one
+
+
+def _averaged(gradient: Tensor) -> Tensor:
+    """The mean over the ranks, where there are several."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return gradient
+    gradient = gradient.clone()
+    torch.distributed.all_reduce(gradient)
+    return gradient / torch.distributed.get_world_size()
