@@ -230,6 +230,34 @@ def test_a_draw_from_a_subset_takes_the_first_of_the_order(size, seed, share, da
     assert np.array_equal(np.flatnonzero(mask), np.sort(np.array(expected, dtype=np.int64)))
 
 
+@quick
+@given(sizes, seeds, st.floats(0, 1), st.data())
+def test_walking_the_order_finds_the_same_positions(size, seed, share, data):
+    inside = np.random.default_rng(1).random(size) < share
+    count = data.draw(st.integers(0, int(inside.sum())))
+    order = Permutation(size, "grow:3", seed, "w")
+    expected = order.first(np.flatnonzero(inside), count)
+    found = order.first_where(lambda positions: inside[positions], count)
+    assert found.dtype == np.int64
+    assert np.array_equal(found, expected)
+
+
+def test_walking_the_order_stops_at_its_end():
+    for size in (100, 5000):
+        with pytest.raises(ValueError, match="only 10 of 11 positions are allowed"):
+            Permutation(size, "exact", 0, "w").first_where(lambda positions: positions < 10, 11)
+
+
+@quick
+@given(sizes, seeds, st.data())
+def test_the_positions_of_a_draw_are_those_of_its_mask(size, seed, data):
+    for drawn in (
+        Drawn("exact", seed, "w", size, count=data.draw(st.integers(0, size))),
+        Drawn("bernoulli", seed, "w", size, density=data.draw(st.floats(0, 1))),
+    ):
+        assert np.array_equal(drawn.positions(), np.flatnonzero(drawn.mask()))
+
+
 def test_a_bernoulli_draw_from_a_subset_keeps_the_other_positions_as_they_were():
     drawn, inside = Drawn("bernoulli", 4, "w", 9001, density=0.3), np.arange(9001) % 3 > 0
     assert np.array_equal(drawn.mask(inside), drawn.mask() & inside)

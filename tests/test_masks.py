@@ -15,6 +15,7 @@ from startsparse.masks import (
     is_subset,
     num_active,
     pack,
+    pack_positions,
     union,
     unpack,
     validate,
@@ -54,6 +55,17 @@ def test_packing_follows_the_logical_order_of_any_layout():
     assert torch.equal(pack(mask.t()), pack(mask.t().contiguous()))
     conv = mask_of((4, 3, 2, 2))
     assert torch.equal(pack(conv.to(memory_format=torch.channels_last)), pack(conv))
+
+
+@quick
+@given(st.integers(0, 200), st.floats(0, 1), st.integers(0, 10), st.data())
+def test_packing_positions_is_packing_the_mask(size, share, seed, data):
+    mask = mask_of((size,), seed, share)
+    where = mask.nonzero().squeeze(1)
+    assert pack_positions(where, 0, size).tolist() == pack(mask).tolist()
+    start = 8 * data.draw(st.integers(0, size // 8))
+    stop = data.draw(st.integers(start, size))
+    assert pack_positions(where, start, stop).tolist() == pack(mask[start:stop]).tolist()
 
 
 @pytest.mark.parametrize(("num_bytes", "shape"), [(1, (3, 3)), (3, (3, 3)), (0, (1,)), (1, (0,))])
