@@ -1,0 +1,128 @@
+"""Random layers against dense float64, as a program: ``python random_shapes.py [library] [rounds]``.
+
+The tests run it once per instruction set and once with a library built for the sanitizers, which want a process of their own.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from startsparse import kernels
+from startsparse.kernels import library
+from startsparse.kernels.native import NativeBackend
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, what: str) -> None:
+    """Equal but for float32 rounding of sums of a few thousand terms."""
+    torch.testing.assert_close(
+        found.double(), wanted, rtol=1e-4, atol=1e-4, msg=lambda text: f"{what}: {text}"
+    )
+
+
+def check(what: str, mask: torch.Tensor, groups: int, x: torch.Tensor, sparse, dense) -> None:
+    """Outputs and all gradients of ``sparse(x, values, pattern, bias)`` against ``dense(x, weight, bias)``."""
+    pattern = kernels.Pattern.from_mask(mask, groups)
+    weight = torch.randn(mask.shape) * mask
+    bias = torch.randn(mask.shape[0])
+    leaves = [x.clone(), pattern.take_from(weight), bias.clone()]
+    exact = [t.double() for t in (x, weight, bias)]
+    for tensor in leaves + exact:
+        tensor.requires_grad_(random.random() < 0.8)
+    y, wanted = sparse(leaves[0], leaves[1], pattern, leaves[2]), dense(*exact)
+    close(y, wanted, what + " y")
+    if not y.requires_grad or not wanted.requires_grad:
+        return
+    dy = torch.randn(y.shape)
+    y.backward(dy)
+    wanted.backward(dy.double())
+    for name, leaf, truth in zip(("dx", "dw", "db"), leaves, exact, strict=True):
+        if leaf.grad is not None and truth.grad is not None:
+            close(leaf.grad, pattern.take_from(truth.grad) if name == "dw" else truth.grad, f"{what} {name}")
+
+
+def linear() -> None:
+    batch, inputs, outputs = (
+        random.choice([0, 1, 2, 15, 16, 17, 64, 70, 129]),
+        random.randint(1, 200),
+        random.randint(1, 200),
+    )
+    mask = torch.rand(outputs, inputs) < random.choice([0.0, 0.02, 0.2, 0.7, 1.0])
+    mask[torch.rand(outputs) < 0.1] = False
+    lanes = random.choice([None, 16, 32, 48, 64])
+
+    def sparse(x, values, pattern, bias):
+        if lanes is None:
+            return kernels.sparse_linear(x, values, pattern.blob, outputs, bias)
+        blocked = kernels.to_blocked(x, lanes)
+        y = kernels.sparse_linear(blocked, values, pattern.blob, outputs, bias, batch=batch)
+        return kernels.from_blocked(y, batch)
+
+    check(f"linear {batch} {inputs} {outputs} {lanes}", mask, 1, torch.randn(batch, inputs), sparse, F.linear)
+
+
+def conv() -> None:
+    groups = random.choice([1, 1, 2, 3])
+    batch = random.choice([0, 1, 3, 16, 21, 33])
+    inputs, outputs = groups * random.randint(1, 5), groups * random.randint(1, 5)
+    kernel, stride, padding, dilation = (
+        tuple(random.randint(low, 3) for _ in range(2)) for low in (1, 1, 0, 1)
+    )
+    smallest = [max(1, d * (k - 1) + 1 - 2 * p) for k, p, d in zip(kernel, padding, dilation, strict=True)]
+    size = [n + random.randint(0, 9) for n in smallest]
+    mask = torch.rand(outputs, inputs // groups, *kernel) < random.choice([0.05, 0.3, 1.0])
+    lanes = random.choice([None, 16, 32])
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+
+    def sparse(x, values, pattern, bias):
+        call = (values, pattern.blob, outputs, kernel, bias)
+        if lanes is None:
+            return kernels.sparse_conv2d(x, *call, **options)
+        y = kernels.sparse_conv2d(kernels.to_blocked(x, lanes), *call, **options, batch=batch)
+        return kernels.from_blocked(y, batch)
+
+    what = f"conv {batch} {inputs} {outputs} {size} {kernel} {options} {lanes}"
+    check(
+        what,
+        mask,
+        groups,
+        torch.randn(batch, inputs, *size),
+        sparse,
+        lambda x, w, b: F.conv2d(x, w, b, **options),
+    )
+
+
+def topology() -> None:
+    rows, cols = random.randint(1, 90), random.randint(1, 90)
+    before, after = (torch.rand(rows, cols) < random.random() for _ in range(2))
+    weight = torch.randn(rows, cols)
+    old = kernels.Pattern.from_mask(before)
+    drop, grow = ((a & ~b).flatten().nonzero().flatten() for a, b in ((before, after), (after, before)))
+    new = old.changed(drop, grow)
+    (moved,) = old.move(new, [old.take_from(weight)])
+    assert torch.equal(new.dense(moved), weight * (before & after)), (rows, cols)
+
+
+def main(path: str | None, rounds: int) -> None:
+    if path:
+        opened = library._open(Path(path))
+        assert opened is not None, f"{path} does not load"
+        library._backend = NativeBackend(opened)
+    random.seed(0)
+    torch.manual_seed(0)
+    for i in range(rounds):
+        torch.set_num_threads(1 + i % 3)
+        random.choice((linear, conv, topology))()
+    print(library.backend().name, library.backend().width)
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    main(
+        arguments[0] if arguments and arguments[0] != "-" else None,
+        int(arguments[1]) if len(arguments) > 1 else 200,
+    )

@@ -1,0 +1,127 @@
+"""Patterns: value order, topology changes, and refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from startsparse.kernels import Pattern, fallback, library
+
+pytestmark = pytest.mark.usefixtures("each_backend")
+
+
+def test_values_are_ordered_by_column_then_row():
+    mask = torch.tensor([[1, 0, 1], [1, 1, 0]], dtype=torch.bool)
+    pattern = Pattern.from_mask(mask)
+    weight = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
+    assert pattern.take_from(weight).tolist() == [1, 4, 5, 3]
+    assert pattern.positions().tolist() == [0, 2, 3, 4]
+    assert pattern.value_positions().tolist() == [0, 3, 4, 2]
+    assert pattern.order().tolist() == [0, 3, 1, 2]
+    assert torch.equal(pattern.dense(pattern.take_from(weight)), weight * mask)
+
+
+def test_with_groups_values_are_ordered_by_group_first():
+    pattern = Pattern.from_mask(torch.ones(4, 1, 1, 2, dtype=torch.bool), groups=2)
+    assert pattern.value_positions().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+@given(rows=st.integers(1, 30), cols=st.integers(1, 200), seed=st.integers(0, 99), density=st.floats(0, 1))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_order_and_positions_agree(rows, cols, seed, density):
+    mask = torch.rand(rows, cols, generator=torch.Generator().manual_seed(seed)) < density
+    pattern = Pattern.from_mask(mask)
+    weight = torch.arange(1.0, rows * cols + 1).view(rows, cols)
+    values = pattern.take_from(weight)
+    assert torch.equal(pattern.positions(), mask.flatten().nonzero().flatten())
+    assert torch.equal(values[pattern.order()], weight[mask])
+    by_column = values - 1
+    assert torch.equal(by_column, by_column[torch.argsort(by_column % cols * rows + by_column // cols)])
+    again = Pattern.of(pattern.blob)
+    assert (again.rows, again.cols, again.nnz) == (rows, cols, pattern.nnz)
+
+
+@given(seed=st.integers(0, 999), kept=st.floats(0, 1))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_a_topology_change_moves_what_belongs_to_the_weights(seed, kept):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (12, 17)
+    before, after = (torch.rand(shape, generator=generator) < p for p in (kept, 0.5))
+    old = Pattern.from_mask(before)
+    new = old.changed(
+        (before & ~after).flatten().nonzero().flatten(), (after & ~before).flatten().nonzero().flatten()
+    )
+    assert torch.equal(new.positions(), after.flatten().nonzero().flatten())
+    weight = torch.randn(shape)
+    states = [old.take_from(weight), old.take_from(weight).to(torch.float64), old.take_from(weight).half()]
+    for moved, state in zip(old.move(new, states), states, strict=True):
+        assert moved.dtype == state.dtype
+        assert torch.equal(new.dense(moved), weight.to(state.dtype) * (before & after))
+
+
+def test_a_weight_dropped_and_grown_in_one_event_starts_at_zero():
+    old = Pattern.build(torch.tensor([1, 3, 5]), 2, 4)
+    new = old.changed(drop=torch.tensor([3, 5]), grow=torch.tensor([3, 4]))
+    assert new.positions().tolist() == [1, 3, 4]
+    values = torch.zeros(8).index_fill_(0, torch.tensor([1, 3, 5]), 1.0).view(2, 4)
+    (moved,) = old.move(new, [old.take_from(values)], reset=torch.tensor([3]))
+    assert new.dense(moved).flatten().tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("drop", "grow", "words"),
+    [([2], [], "not live"), ([], [3], "live already"), ([9], [], "not live"), ([3, 1], [], "ascending"),
+     ([], [8], "outside"), ([], [4, 4], "ascending")],
+)  # fmt: skip
+def test_impossible_events_are_refused(drop, grow, words):
+    old = Pattern.build(torch.tensor([1, 3, 5]), 2, 4)
+    with pytest.raises(ValueError, match=words):
+        old.changed(torch.tensor(drop, dtype=torch.int64), torch.tensor(grow, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("positions", "words"),
+    [
+        (torch.tensor([1, 1]), "ascending"),
+        (torch.tensor([2, 1]), "ascending"),
+        (torch.tensor([7, 8]), "outside"),
+        (torch.tensor([-1, 1]), "outside"),
+        (torch.tensor([0.0]), "int64"),
+        (torch.tensor([[0]]), "1-d"),
+        (torch.empty(1, dtype=torch.int64, device="meta"), "CPU"),
+    ],
+)
+def test_positions_that_are_none_are_refused(positions, words):
+    with pytest.raises(ValueError, match=words):
+        Pattern.build(positions, 2, 4)
+
+
+def test_shapes_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="3 rows"):
+        Pattern.build(torch.tensor([0]), 3, 4, groups=2)
+    with pytest.raises(ValueError, match="bool"):
+        Pattern.from_mask(torch.ones(2, 2))
+    pattern = Pattern.build(torch.tensor([0]), 2, 2)
+    with pytest.raises(ValueError, match="another shape"):
+        pattern.move(Pattern.build(torch.tensor([0]), 2, 3), [torch.zeros(1)])
+    with pytest.raises(ValueError, match=r"\[1\]"):
+        pattern.move(pattern, [torch.zeros(2)])
+    with pytest.raises(ValueError, match="cut short"):
+        Pattern.of(pattern.blob[:-1])
+
+
+def test_int32_positions_and_both_backends_make_the_same_pattern():
+    for rows, cols, groups in ((40, 300, 1), (6, 9, 3), (70_000, 2, 1)):
+        positions = (torch.rand(rows * cols) < 0.2).nonzero().flatten()
+        built = [
+            Pattern.build(positions.to(dtype), rows, cols, groups).blob for dtype in (torch.int64, torch.int32)
+        ]
+        block = int(built[0][48:56].view(torch.int64))
+        built.append(fallback.TorchBackend().build(positions, rows, cols, groups, block))
+        parts = [vars(fallback.take_apart(blob)) for blob in built]
+        for name, first in parts[0].items():
+            for other in parts[1:]:
+                assert torch.equal(torch.as_tensor(first), torch.as_tensor(other[name])), name
+    assert library.backend().name in ("native", "torch")
