@@ -115,9 +115,10 @@ def flops(row: Row, job: loop.Job, dense: bool) -> tuple[str, str]:
 def line(row: Row, job: loop.Job, sparse: ss.Sparsifier | None, folder: Path) -> list[str]:
     """One line of the table: the one look at the test data, and what was counted, measured and saved."""
     name = re.sub(r"\W+", "_", row.title).strip("_")
-    save_file(job.model.state_dict(), folder / f"{name}.safetensors")
+    dense = job.model.state_dict() if sparse is None else sparse.dense_state_dict()
+    save_file(dense, folder / f"{name}.safetensors")
     ss.save(sparse if sparse is not None else job.model, folder / f"{name}.sparse.safetensors")
-    total = sum(parameter.numel() for parameter in job.model.parameters() if parameter.dim() > 1)
+    total = sum(value.numel() for value in dense.values() if value.dim() > 1)
     live = total if sparse is None else sum(int(mask.sum()) for mask in sparse.masks.values())
     accuracy = loop.evaluate(job.model, job.data, job.data.test)["accuracy"]
     return [

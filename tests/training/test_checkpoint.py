@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 import startsparse as ss
+from startsparse.sparsifier import EXECUTIONS
 from startsparse.training import checkpoint, files, loop, optim, seeds
 from startsparse.training.data import AUGMENTS, Batches
 
 
-def make(tiny, method="rigl", steps=12, width=32):
+def make(tiny, method="rigl", steps=12, width=32, execution="masked"):
     """A job with everything random in it: dropout, augmentation, a topology that changes."""
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -28,7 +29,9 @@ def make(tiny, method="rigl", steps=12, width=32):
     if method is not None:
         options = {"update_interval": 2} if method in ("rigl", "set") else {}
         made = ss.methods.make(method, density=0.2, **options)
-        sparse = ss.attach(model, optimizer, made, source=ss.RandomSource(0.5), total_steps=steps)
+        sparse = ss.attach(
+            model, optimizer, made, source=ss.RandomSource(0.5), total_steps=steps, execution=execution
+        )
     seeds.seed_all(1)
     return job, sparse
 
@@ -55,14 +58,15 @@ def same(a, b):
 
 @pytest.mark.parametrize("method", [None, *ss.methods.names("attach")])
 @pytest.mark.parametrize("stop", [1, 5])
-def test_stopped_is_never_stopped(tiny, tmp_path, method, stop):
-    job, sparse = make(tiny, method)
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_stopped_is_never_stopped(tiny, tmp_path, method, stop, execution):
+    job, sparse = make(tiny, method, execution=execution)
     advance(job, stop)
     checkpoint.save(tmp_path / "checkpoint", job, sparse, 77)
     for _ in loop.steps(job):
         pass
     whole = flat(job, sparse)
-    again, again_sparse = make(tiny, method)
+    again, again_sparse = make(tiny, method, execution=execution)
     advance(again, 3)  # whatever it was at before
     assert checkpoint.load(tmp_path / "checkpoint", again, again_sparse) == 77
     assert again.position.step == stop

@@ -3,6 +3,7 @@ import json
 import pytest
 
 import startsparse as ss
+from startsparse.sparsifier import EXECUTIONS
 from startsparse.training import recipe, runs
 from startsparse.training.folder import FolderError, RunFolder, find_runs
 
@@ -53,11 +54,14 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", [None, RAW["method"]])
-def test_stopped_between_steps_and_resumed(tmp_path, monkeypatch, method):
-    whole = make(tmp_path / "whole", method=method)
+@pytest.mark.parametrize(
+    ("method", "execution"), [(None, "masked"), *((RAW["method"], each) for each in EXECUTIONS)]
+)
+def test_stopped_between_steps_and_resumed(tmp_path, monkeypatch, method, execution):
+    train = RAW["train"] | {"execution": execution}
+    whole = make(tmp_path / "whole", method=method, train=train)
     runs.run(whole, progress=False)
-    cut = make(tmp_path / "cut", method=method, train=RAW["train"] | {"checkpoint_every": 3})
+    cut = make(tmp_path / "cut", method=method, train=train | {"checkpoint_every": 3})
     real, left = runs.loop.steps, [8, 11, 9, 100]
 
     def interrupted(job):

@@ -17,12 +17,21 @@ from startsparse.training.recipe import Recipe
 
 @dataclass
 class Bench:
-    """A run, ready to start: the job, and the sparsifier that watches over it (None for a dense run)."""
+    """A run, ready to start.
+
+    Attributes:
+        recipe: what it was built from.
+        dataset: on the device.
+        job: model, optimizer, schedule, batches.
+        sparsifier: what keeps the model sparse; None for a dense run.
+        num_parameters: of the model as it was made, zeros included.
+    """
 
     recipe: Recipe
     dataset: data.Dataset
     job: loop.Job
     sparsifier: Any
+    num_parameters: int
 
 
 def device_of(recipe: Recipe) -> torch.device:
@@ -123,7 +132,8 @@ def bench_of(recipe: Recipe) -> Bench:
     rate = optim.LearningRate(optimizer, optim.schedule(**named), settings.total_steps)
     job = loop.Job(model, optimizer, rate, dataset, batches, settings)
     seeds.seed_all(seeds.derive(recipe.seed, "train"))
-    return Bench(recipe, dataset, job, _attach(recipe, job))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return Bench(recipe, dataset, job, _attach(recipe, job), count)
 
 
 def _attach(recipe: Recipe, job: loop.Job) -> Any:

@@ -92,7 +92,7 @@ def finish(bench: Bench, folder: RunFolder) -> dict[str, Any]:
         "validation_loss": held_out["loss"],
         "density": density(sparsifier),
         "live_weights": live_weights(bench),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": bench.num_parameters,
         "steps": bench.job.position.step,
         "epochs": bench.job.position.epoch,
         "net_bytes": folder.net.stat().st_size,

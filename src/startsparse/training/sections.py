@@ -1,0 +1,107 @@
+"""The sections of a recipe: what may stand in them, checked one by one. Needs the extra ``startsparse[train]``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from startsparse.names import nearest
+from startsparse.sparsifier import EXECUTIONS
+from startsparse.training import data as data_sets
+from startsparse.training.names import find
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: nothing unknown, nothing coerced, nothing changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Named(BaseModel):
+    """A choice by name, and its options as plain data; a bare name stands for itself without options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+
+class Data(Section):
+    """Which examples, and how they are served. ``validation`` is a share or a number of training examples."""
+
+    name: str
+    root: str | None = None
+    validation: float | int = 0.1
+    batch_size: Positive = 128
+    augment: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        find("data set", value, data_sets.TABLE)
+        return value
+
+    @model_validator(mode="after")
+    def _enough_examples(self) -> Data:
+        try:
+            data_sets.num_held_out(data_sets.TABLE[self.name].examples, self.validation)
+        except ValueError as error:
+            raise ValueError(f"validation: {error}") from error
+        return self
+
+    @field_validator("augment")
+    @classmethod
+    def _known_augment(cls, value: str | None) -> str | None:
+        if value is not None:
+            find("augmentation", value, data_sets.AUGMENTS)
+        return value
+
+
+class Train(Section):
+    """How long, and how a step is made. Exactly one of ``epochs`` and ``steps``."""
+
+    epochs: Positive | None = None
+    steps: Positive | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    accumulate: Positive = 1
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    device: str = "auto"
+    execution: str = "masked"
+    log_every: Positive = 50
+    checkpoint_every: Positive | None = None
+
+    @field_validator("device")
+    @classmethod
+    def _device_exists(cls, value: str) -> str:
+        if value != "auto":
+            try:
+                torch.device(value)
+            except RuntimeError as error:
+                raise ValueError(f"no such device: {value!r} (auto, cpu, cuda, cuda:0, ...)") from error
+        return value
+
+    @field_validator("execution")
+    @classmethod
+    def _known_execution(cls, value: str) -> str:
+        if value not in EXECUTIONS:
+            raise ValueError(f"unknown execution {value!r}: {nearest(value, EXECUTIONS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        return self
