@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from timing import arguments, medians, report, step
 
 from startsparse import kernels
+from startsparse.kernels.checks import conv_lanes
 from startsparse.kernels.geometry import ConvShape
-from startsparse.kernels.ops import conv_lanes
 
 SQUARE = [(16, 16, 32), (32, 32, 16), (64, 64, 8), (128, 128, 16), (256, 256, 8), (512, 512, 4)]
 POINTWISE = [(64, 256, 56), (256, 64, 56), (512, 128, 28), (256, 1024, 14), (1024, 256, 14), (2048, 512, 7)]
@@ -38,7 +38,10 @@ def contenders(channels: int, outputs: int, image: int, kernel: int, batch: int,
     weight_last = weight.detach().contiguous(memory_format=last).requires_grad_()
     dy_last = dy.contiguous(memory_format=last)
     lanes = conv_lanes(batch, ConvShape(channels, (image, image), (kernel, kernel), padding=padding))
-    blocked, blocked_dy = kernels.to_blocked(x.detach(), lanes).requires_grad_(), kernels.to_blocked(dy, lanes)
+    blocked, blocked_dy = (
+        kernels.to_blocked(x.detach(), lanes).requires_grad_(),
+        kernels.to_blocked(dy, lanes),
+    )
 
     def sparse(x: torch.Tensor, batch: int | None) -> torch.Tensor:
         return kernels.sparse_conv2d(

@@ -36,8 +36,16 @@ def contenders(size: int, batch: int, sparsity: float, forward: bool) -> dict:
     calls = {
         "dense": ([x, weight, bias], lambda: F.linear(x, weight, bias), dy),
         "masked": ([x, weight, bias], lambda: F.linear(x, weight * mask, bias), dy),
-        "torch-csr": ([feature_major, csr_values, bias], lambda: csr(feature_major, csr_values, bias), feature_dy),
-        "drop-in": ([x, values, bias], lambda: kernels.sparse_linear(x, values, pattern.blob, size, bias), dy),
+        "torch-csr": (
+            [feature_major, csr_values, bias],
+            lambda: csr(feature_major, csr_values, bias),
+            feature_dy,
+        ),
+        "drop-in": (
+            [x, values, bias],
+            lambda: kernels.sparse_linear(x, values, pattern.blob, size, bias),
+            dy,
+        ),
         "native": (
             [blocked, values, bias],
             lambda: kernels.sparse_linear(blocked, values, pattern.blob, size, bias, batch=batch),

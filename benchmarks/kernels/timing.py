@@ -1,8 +1,8 @@
 """Timing that can be believed on a busy machine.
 
-Contenders run interleaved, in random order, after warm calls. A sample during which the process was pre-empted (its count of
-involuntary context switches moved) is dropped. What is reported is the median of the clean samples, and ratios of medians of
-one such run; times of different runs are not compared.
+Contenders run interleaved, in random order, after warm calls. A sample during which the process was
+pre-empted (its count of involuntary context switches moved) is dropped. What is reported is the median of the
+clean samples, and ratios of medians of one such run; times of different runs are not compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from pathlib import Path
 import torch
 
 
-def medians(contenders: dict[str, Callable[[], object]], seconds: float = 1.0, warm: int = 3) -> dict[str, float]:
+def medians(
+    contenders: dict[str, Callable[[], object]], seconds: float = 1.0, warm: int = 3
+) -> dict[str, float]:
     """Median seconds of one call of each contender.
 
     Args:
@@ -48,7 +50,9 @@ def medians(contenders: dict[str, Callable[[], object]], seconds: float = 1.0, w
     return {name: statistics.median(clean[name] or dropped[name]) for name in contenders}
 
 
-def step(inputs: list[torch.Tensor], call: Callable[[], torch.Tensor], dy: torch.Tensor) -> Callable[[], None]:
+def step(
+    inputs: list[torch.Tensor], call: Callable[[], torch.Tensor], dy: torch.Tensor
+) -> Callable[[], None]:
     """One training step of a layer: forward and all gradients, set to None first."""
 
     def run() -> None:

@@ -1,7 +1,7 @@
 """The best sparse linear layer that torch's public operators allow, as a rival.
 
-Activations are feature-major, both orientations of the pattern are built beforehand, ``sparse.mm`` computes y and dx, and
-``sampled_addmm`` the gradient of the values.
+Activations are feature-major, both orientations of the pattern are built beforehand, ``sparse.mm`` computes y
+and dx, and ``sampled_addmm`` the gradient of the values.
 """
 
 from __future__ import annotations

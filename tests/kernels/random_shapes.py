@@ -1,13 +1,14 @@
 """Random layers against dense float64, as a program: ``python random_shapes.py [library] [rounds]``.
 
-The tests run it once per instruction set and once with a library built for the sanitizers, which want a process of their own.
+The tests run it once per instruction set and once with a library built for the sanitizers, which want a
+process of their own.
 """
 
 from __future__ import annotations
 
+import ctypes
 import random
 import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,8 @@ def close(found: torch.Tensor, wanted: torch.Tensor, what: str) -> None:
 
 
 def check(what: str, mask: torch.Tensor, groups: int, x: torch.Tensor, sparse, dense) -> None:
-    """Outputs and all gradients of ``sparse(x, values, pattern, bias)`` against ``dense(x, weight, bias)``."""
+    """Outputs and all gradients of ``sparse(x, values, pattern, bias)`` against ``dense(x, weight,
+    bias)``."""
     pattern = kernels.Pattern.from_mask(mask, groups)
     weight = torch.randn(mask.shape) * mask
     bias = torch.randn(mask.shape[0])
@@ -109,9 +111,7 @@ def topology() -> None:
 
 def main(path: str | None, rounds: int) -> None:
     if path:
-        opened = library._open(Path(path))
-        assert opened is not None, f"{path} does not load"
-        library._backend = NativeBackend(opened)
+        library._backend = NativeBackend(ctypes.CDLL(path))
     random.seed(0)
     torch.manual_seed(0)
     for i in range(rounds):

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.usefixtures("each_backend")
 
 
 def assert_same_layer(mask, x, sparse, dense, groups=1):
-    """Output and gradients of ``sparse(x, values, blob, bias)`` and ``dense(x, weight, bias)``, dense in float64."""
+    """Output and gradients of ``sparse(x, values, blob, bias)`` and ``dense(x, weight, bias)``, dense in
+    float64."""
     pattern = kernels.Pattern.from_mask(mask, groups)
     weight, bias = torch.randn(mask.shape) * mask, torch.randn(mask.shape[0])
     leaves = [t.clone().requires_grad_() for t in (x, pattern.take_from(weight), bias)]
@@ -32,7 +33,7 @@ def assert_same_layer(mask, x, sparse, dense, groups=1):
 @pytest.mark.parametrize("shape", [(33, 7), (64, 300), (1, 1)])
 def test_linear(batch, shape):
     mask = torch.rand(shape) < 0.3
-    call = lambda x, v, p, b: kernels.sparse_linear(x, v, p, shape[0], b)  # noqa: E731
+    call = lambda x, v, p, b: kernels.sparse_linear(x, v, p, shape[0], b)
     assert_same_layer(mask, torch.randn(batch, shape[1]), call, F.linear)
 
 
@@ -54,7 +55,9 @@ def test_linear_takes_leading_dimensions_and_no_bias():
     weight, x = torch.randn(5, 6) * mask, torch.randn(2, 3, 6)
     y = kernels.sparse_linear(x, pattern.take_from(weight), pattern.blob, 5)
     torch.testing.assert_close(y, F.linear(x, weight))
-    torch.testing.assert_close(kernels.sparse_linear(x[0, 0], pattern.take_from(weight), pattern.blob, 5), y[0, 0])
+    torch.testing.assert_close(
+        kernels.sparse_linear(x[0, 0], pattern.take_from(weight), pattern.blob, 5), y[0, 0]
+    )
 
 
 def test_a_layer_without_weights_gives_its_bias():
@@ -77,7 +80,7 @@ def test_a_layer_without_weights_gives_its_bias():
 def test_linear_of_any_shape(batch, inputs, outputs, density, threads):
     torch.set_num_threads(threads)
     mask = torch.rand(outputs, inputs) < density
-    call = lambda x, v, p, b: kernels.sparse_linear(x, v, p, outputs, b)  # noqa: E731
+    call = lambda x, v, p, b: kernels.sparse_linear(x, v, p, outputs, b)
     assert_same_layer(mask, torch.randn(batch, inputs), call, F.linear)
 
 
@@ -107,22 +110,24 @@ def test_conv2d(name, batch, lanes):
         if lanes is None:
             return kernels.sparse_conv2d(x, v, p, 12, kernel, b, **options)
         x = kernels.to_blocked(x, lanes)
-        return kernels.from_blocked(kernels.sparse_conv2d(x, v, p, 12, kernel, b, **options, batch=batch), batch)
+        return kernels.from_blocked(
+            kernels.sparse_conv2d(x, v, p, 12, kernel, b, **options, batch=batch), batch
+        )
 
-    dense = lambda x, w, b: F.conv2d(x, w, b, **options)  # noqa: E731
+    dense = lambda x, w, b: F.conv2d(x, w, b, **options)
     assert_same_layer(mask, torch.randn(batch, 6, 9, 11), call, dense, groups)
 
 
 def test_conv2d_of_an_image_too_large_for_16_bit_offsets():
     mask = torch.rand(4, 3, 3, 3) < 0.5
-    call = lambda x, v, p, b: kernels.sparse_conv2d(x, v, p, 4, (3, 3), b, padding=(1, 1))  # noqa: E731
+    call = lambda x, v, p, b: kernels.sparse_conv2d(x, v, p, 4, (3, 3), b, padding=(1, 1))
     assert_same_layer(mask, torch.randn(1, 3, 160, 150), call, lambda x, w, b: F.conv2d(x, w, b, padding=1))
 
 
 def test_more_rows_and_columns_than_16_bits():
     for rows, cols in ((70_000, 2), (2, 70_000)):
         mask = torch.rand(rows, cols) < 0.05
-        call = lambda x, v, p, b, rows=rows: kernels.sparse_linear(x, v, p, rows, b)  # noqa: E731
+        call = lambda x, v, p, b, rows=rows: kernels.sparse_linear(x, v, p, rows, b)
         assert_same_layer(mask, torch.randn(3, cols), call, F.linear)
 
 

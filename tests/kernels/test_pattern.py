@@ -116,7 +116,8 @@ def test_int32_positions_and_both_backends_make_the_same_pattern():
     for rows, cols, groups in ((40, 300, 1), (6, 9, 3), (70_000, 2, 1)):
         positions = (torch.rand(rows * cols) < 0.2).nonzero().flatten()
         built = [
-            Pattern.build(positions.to(dtype), rows, cols, groups).blob for dtype in (torch.int64, torch.int32)
+            Pattern.build(positions.to(dtype), rows, cols, groups).blob
+            for dtype in (torch.int64, torch.int32)
         ]
         block = int(built[0][48:56].view(torch.int64))
         built.append(fallback.TorchBackend().build(positions, rows, cols, groups, block))

@@ -1,7 +1,7 @@
 """Compile the kernels: ``python -m startsparse.kernels.build FOLDER``, or at first use (see ``library``).
 
-Nothing but a C++17 compiler with OpenMP is needed. The one source of the kernels is compiled once per instruction set, side
-by side, and linked into one library, which chooses at run time.
+Nothing but a C++17 compiler with OpenMP is needed. The one source of the kernels is compiled once per
+instruction set, side by side, and linked into one library, which chooses at run time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from pathlib import Path
 SOURCE = Path(__file__).parent / "csrc"
 NAME = "startsparse_kernels.so"
 
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+)
 COMMON = ("pattern.cpp", "entry.cpp")
 X86 = {
     "portable": ("-DSS_WIDTH=4",),
@@ -92,7 +100,9 @@ def _run_all(commands: list[list[str]]) -> None:
     try:
         for command in commands:
             running.append(
-                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+                subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+                )
             )
     except OSError as error:
         for process in running:

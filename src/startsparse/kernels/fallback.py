@@ -1,8 +1,8 @@
 """The same results without a compiler: patterns and passes in plain torch.
 
-The formulation is the best that torch's public operators allow: activations feature-major, the weight as CSR in both
-orientations, ``sparse.mm`` for y and dx, ``sampled_addmm`` for dw. Where torch was built without MKL, which these need, the
-same sums are taken over blocks of weights.
+The formulation is the best that torch's public operators allow: activations feature-major, the weight as CSR
+in both orientations, ``sparse.mm`` for y and dx, ``sampled_addmm`` for dw. Where torch was built without MKL,
+which these need, the same sums are taken over blocks of weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _CHUNK = 1 << 22  # floats of one block of products
 
 @dataclass(frozen=True)
 class Parts:
-    """A pattern blob taken apart; the tensors are views. Field by field ``struct Header`` of ``csrc/abi.h``."""
+    """A pattern blob taken apart; the tensors are views. Field by field ``struct Header`` of
+    ``csrc/abi.h``."""
 
     rows: int
     cols: int
@@ -47,7 +48,8 @@ def _header(rows: int, cols: int, groups: int, nnz: int, block: int) -> list[int
     blocks = -(-cols // block)
     row_bytes, col_bytes = (2 if n <= 65536 else 4 for n in (rows, groups * cols))
     sizes = (
-        4 * (groups * cols + 1), row_bytes * nnz, 4 * (rows + 1), 4 * (blocks * rows + 1), col_bytes * nnz, 4 * nnz,
+        4 * (groups * cols + 1), row_bytes * nnz, 4 * (rows + 1),
+        4 * (blocks * rows + 1), col_bytes * nnz, 4 * nnz,
     )  # fmt: skip
     offsets, end = [], _align(8 * HEADER_FIELDS)
     for size in sizes:
@@ -62,7 +64,11 @@ def take_apart(blob: Tensor) -> Parts:
     Raises:
         ValueError: It is not a pattern.
     """
-    head = blob[: 8 * HEADER_FIELDS].clone().view(torch.int64).tolist() if blob.numel() >= 8 * HEADER_FIELDS else [0]
+    head = (
+        blob[: 8 * HEADER_FIELDS].clone().view(torch.int64).tolist()
+        if blob.numel() >= 8 * HEADER_FIELDS
+        else [0]
+    )
     if head[0] != MAGIC or min(head[2:4]) < 0 or min(head[4], head[6]) < 1 or head[1] != blob.numel():
         raise ValueError("startsparse: the pattern is not one that Pattern.build made (or it was cut short)")
     rows, cols, groups, nnz, block, blocks, row_bytes, col_bytes, *offsets = head[2:]
@@ -110,9 +116,10 @@ class TorchBackend:
         segment = col // block * rows + row
         by_segment = torch.argsort(segment, stable=True)
         head = _header(rows, cols, groups, positions.numel(), block)
+        index_type = {2: torch.uint16, 4: torch.int32}
         arrays = (
-            _starts(column, groups * cols), row[by_value].to(torch.uint16 if head[8] == 2 else torch.int32), _starts(row, rows),
-            _starts(segment, head[7] * rows), column[by_segment].to(torch.uint16 if head[9] == 2 else torch.int32),
+            _starts(column, groups * cols), row[by_value].to(index_type[head[8]]), _starts(row, rows),
+            _starts(segment, head[7] * rows), column[by_segment].to(index_type[head[9]]),
             value_of[by_segment].to(torch.int32),
         )  # fmt: skip
         blob = torch.zeros(head[1], dtype=torch.uint8)
@@ -121,10 +128,10 @@ class TorchBackend:
             blob[offset : offset + data.numel()] = data
         return blob
 
-    def row_major(self, blob: Tensor, nnz: int, want_order: bool) -> tuple[Tensor, Tensor | None]:
+    def row_major(self, blob: Tensor, nnz: int) -> tuple[Tensor, Tensor]:
         parts = take_apart(blob)
         positions, order = torch.sort(_positions(parts))
-        return positions, order.to(torch.int32) if want_order else None
+        return positions, order.to(torch.int32)
 
     def sources(self, before: Tensor, now: Tensor, nnz: int, threads: int) -> Tensor:
         old, new = take_apart(before), take_apart(now)
@@ -153,7 +160,14 @@ class TorchBackend:
         return torch.cat((kept, grow)).sort().values
 
     def forward(
-        self, layer: Layer, blob: Tensor, x: Tensor, values: Tensor, bias: Tensor | None, y: Tensor, threads: int
+        self,
+        layer: Layer,
+        blob: Tensor,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        y: Tensor,
+        threads: int,
     ) -> None:
         parts = _fitting(layer, blob)
         out = _multiply(parts, values, _columns(layer, x), transposed=False)
@@ -162,8 +176,8 @@ class TorchBackend:
         y.copy_(_to_output(layer, out, parts.rows).view(y.shape))
 
     def backward(
-        self, layer: Layer, blob: Tensor, x: Tensor, dy: Tensor, values: Tensor, dx: Tensor | None, dw: Tensor | None,
-        db: Tensor | None, threads: int,
+        self, layer: Layer, blob: Tensor, x: Tensor, dy: Tensor, values: Tensor,
+        dx: Tensor | None, dw: Tensor | None, db: Tensor | None, threads: int,
     ) -> None:  # fmt: skip
         parts = _fitting(layer, blob)
         out = _from_output(layer, dy, parts.rows)
@@ -237,7 +251,9 @@ def _fold(layer: Layer, columns: Tensor) -> Tensor:
         flat = columns.t() if conv is None else columns.new_zeros(0, g.channels * g.pixels)
     else:
         windows = columns.view(g.channels * g.kernel, g.batch, -1).transpose(0, 1)
-        flat = F.fold(windows, conv.size, conv.kernel, conv.dilation, conv.padding, conv.stride).reshape(g.batch, -1)
+        flat = F.fold(windows, conv.size, conv.kernel, conv.dilation, conv.padding, conv.stride).reshape(
+            g.batch, -1
+        )
     shape = () if conv is None else conv.size
     return _in_layout(layer, flat, (g.channels, *shape))
 
@@ -301,7 +317,9 @@ def _sample(parts: Parts, columns: Tensor, out: Tensor) -> Tensor:
 def _csr(ptr: Tensor, index: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(ptr.to(torch.int32), index.to(torch.int32), values, size, check_invariants=False)
+        return torch.sparse_csr_tensor(
+            ptr.to(torch.int32), index.to(torch.int32), values, size, check_invariants=False
+        )
 
 
 def _coordinates(parts: Parts) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,13 @@ from startsparse.kernels.geometry import Pair, lanes_for
 
 
 def sparse_linear(
-    x: Tensor, values: Tensor, pattern: Tensor, out_features: int, bias: Tensor | None = None, *, batch: int | None = None
+    x: Tensor,
+    values: Tensor,
+    pattern: Tensor,
+    out_features: int,
+    bias: Tensor | None = None,
+    *,
+    batch: int | None = None,
 ) -> Tensor:
     """``x @ W.T + bias`` with the live weights only.
 
@@ -45,10 +51,11 @@ def sparse_conv2d(
     """``conv2d`` with the live weights only, padded with zeros.
 
     Args:
-        x: float32 [batch, channels, height, width]; or blocked [tiles, channels, height, width, lanes] where ``batch`` is given.
+        x: float32 [batch, channels, height, width]; or blocked [tiles, channels, height, width, lanes] where
+            ``batch`` is given.
         values: float32 [nnz], in value order.
-        pattern: ``Pattern.blob`` of the weight as [out_channels, channels/groups * kernel height * kernel width], built with
-            the same ``groups``.
+        pattern: ``Pattern.blob`` of the weight as [out_channels, channels/groups * kernel height * kernel
+            width], built with the same ``groups``.
         out_channels: Rows of the weight.
         kernel_size, stride, padding, dilation: (vertical, horizontal), in pixels.
         bias: float32 [out_channels].
@@ -66,8 +73,8 @@ def sparse_conv2d(
 def to_blocked(x: Tensor, lanes: int | None = None) -> Tensor:
     """[batch, channels, ...] -> [tiles, channels, ..., lanes], items of a tile innermost, missing ones zero.
 
-    Element-wise functions and additions work on the result as they are. ``lanes`` is a multiple of 16; by default one that
-    suits a linear layer.
+    Element-wise functions and additions work on the result as they are. ``lanes`` is a multiple of 16; by
+    default one that suits a linear layer.
     """
     return torch.ops.startsparse.to_blocked(x, lanes_for(x.shape[0]) if lanes is None else lanes)
 

@@ -1,8 +1,9 @@
 """How a layer's activations lie in the blocked layout, described once per shape for the kernels.
 
-Blocked activations are ``[tile][channel][pixel][lane]``: ``lanes`` items of the batch are neighbours in memory, so that one
-weight meets a whole vector of items at one address. A convolution's input is padded in this layout, and a stride of s becomes
-stride 1 over s x s phase images, so that the pixels of an output line are neighbours in the input as well.
+Blocked activations are ``[tile][channel][pixel][lane]``: ``lanes`` items of the batch are neighbours in
+memory, so that one weight meets a whole vector of items at one address. A convolution's input is padded in
+this layout, and a stride of s becomes stride 1 over s x s phase images, so that the pixels of an output line
+are neighbours in the input as well.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Geometry(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int64)
         for name in (
-            "batch", "lanes", "tiles", "channels", "pixels", "plane", "kernel", "out_pixels", "lines", "in_line", "line", "blocked",
+            "batch", "lanes", "tiles", "channels", "pixels", "plane", "kernel", "out_pixels", "lines",
+            "in_line", "line", "blocked",
         )
     ] + [("shift", ctypes.POINTER(ctypes.c_int32)), ("place", ctypes.POINTER(ctypes.c_int32))]  # fmt: skip
 
@@ -40,10 +42,11 @@ class ConvShape:
     @property
     def out_size(self) -> Pair:
         """Height and width of the output; zero or less where the kernel does not fit."""
-        return tuple(
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, k, s, p, d in zip(self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        )
+        return self._out(0), self._out(1)
+
+    def _out(self, axis: int) -> int:
+        reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+        return (self.size[axis] + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,34 @@ def lanes_for(batch: int, line: int = 1) -> int:
 def linear_layer(batch: int, features: int, lanes: int, blocked: bool) -> Layer:
     """The layer with ``features`` inputs, at this batch size."""
     return Layer(
-        Geometry(batch, lanes, -(-batch // lanes), features, 1, 1, 1, 1, 1, 1, 1, blocked, (ctypes.c_int32 * 1)(0), None)
+        Geometry(
+            batch,
+            lanes,
+            -(-batch // lanes),
+            features,
+            1,
+            1,
+            1,
+            1,
+            1,
+            1,
+            1,
+            blocked,
+            (ctypes.c_int32 * 1)(0),
+            None,
+        )
     )
 
 
 @lru_cache(maxsize=4096)
 def conv_layer(batch: int, shape: ConvShape, lanes: int, blocked: bool) -> Layer:
     """The convolution at this batch size."""
-    rows = _axis(*(pair[0] for pair in (shape.size, shape.kernel, shape.stride, shape.padding, shape.dilation)))
-    columns = _axis(*(pair[1] for pair in (shape.size, shape.kernel, shape.stride, shape.padding, shape.dilation)))
+    rows = _axis(
+        *(pair[0] for pair in (shape.size, shape.kernel, shape.stride, shape.padding, shape.dilation))
+    )
+    columns = _axis(
+        *(pair[1] for pair in (shape.size, shape.kernel, shape.stride, shape.padding, shape.dilation))
+    )
     (height, width), (out_height, out_width) = shape.size, shape.out_size
     extent = columns.phases * rows.extent * columns.extent  # of one row phase
 
@@ -92,13 +114,18 @@ def conv_layer(batch: int, shape: ConvShape, lanes: int, blocked: bool) -> Layer
 
     plane = rows.phases * extent
     shift = [pixel(row, column) for row in rows.taps for column in columns.taps]
-    place = [-1 if row is None or column is None else pixel(row, column) for row in rows.items for column in columns.items]
+    place = [
+        -1 if row is None or column is None else pixel(row, column)
+        for row in rows.items
+        for column in columns.items
+    ]
     identity = plane == len(place) and place == list(range(plane))
     lines, line = (1, out_height * out_width) if columns.extent == out_width else (out_height, out_width)
     return Layer(
         Geometry(
-            batch, lanes, -(-batch // lanes), shape.channels, height * width, plane, len(shift), out_height * out_width,
-            lines, columns.extent, line, blocked, (ctypes.c_int32 * len(shift))(*shift),
+            batch, lanes, -(-batch // lanes), shape.channels, height * width, plane, len(shift),
+            out_height * out_width, lines, columns.extent, line, blocked,
+            (ctypes.c_int32 * len(shift))(*shift),
             None if identity else (ctypes.c_int32 * len(place))(*place),
         ),
         shape,
@@ -116,7 +143,8 @@ class _Axis:
 
 
 def _axis(size: int, kernel: int, stride: int, padding: int, dilation: int) -> _Axis:
-    """Where the pixels and the kernel's taps of one axis lie, keeping only the phases and indices some tap reads."""
+    """Where the pixels and the kernel's taps of one axis lie, keeping only the phases and indices some tap
+    reads."""
     out = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
     used = sorted({tap * dilation % stride for tap in range(kernel)})
     extent = out + dilation * (kernel - 1) // stride

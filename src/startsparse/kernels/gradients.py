@@ -1,15 +1,18 @@
-"""The dense gradient of a sparse weight, a few rows at a time: what drop-and-grow methods ask for at an update.
+"""The dense gradient of a sparse weight, a few rows at a time: what drop-and-grow methods ask for at an
+update.
 
-The whole dense gradient never exists: each block of rows is computed, reduced to what is wanted of it, and let go.
+The whole dense gradient never exists: each block of rows is computed, reduced to what is wanted of it, and
+let go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from startsparse.kernels.geometry import Pair
 from startsparse.kernels.pattern import Pattern
@@ -49,13 +52,17 @@ def dense_gradient(
     rows_per_group, channels = dy.shape[1] // groups, x.shape[1] // groups
     cols = channels * kernel_size[0] * kernel_size[1]
     step = max(1, block // max(cols, 1))
+    window: tuple[Any, ...] = stride, padding, dilation  # pairs, though torch's annotation says int
     for group in range(groups):
         image = x[:, group * channels : (group + 1) * channels]
         for start in range(0, rows_per_group, step):
             row, rows = group * rows_per_group + start, min(step, rows_per_group - start)
             part = dy[:, row : row + rows]
             weight = (rows, channels, *kernel_size)
-            yield row, F.grad.conv2d_weight(image, weight, part, stride, padding, dilation).reshape(rows, cols)
+            yield (
+                row,
+                conv2d_weight(image, weight, part, *window).reshape(rows, cols),
+            )
 
 
 def grow_candidates(
@@ -104,7 +111,8 @@ def _within(positions: Tensor, start: int, size: int) -> Tensor:
 
 
 def _largest(score: Tensor, count: int) -> Tensor:
-    """Indices, ascending, of the ``count`` largest scores above -2, and of all that tie with the last of them."""
+    """Indices, ascending, of the ``count`` largest scores above -2, and of all that tie with the last of
+    them."""
     if score.numel() > count:
         limit = max(float(torch.topk(score, count, sorted=True).values[-1]), -1.0)
     else:

@@ -1,11 +1,13 @@
 """Find, build and load the compiled kernels; or say once that there are none, and use plain torch.
 
-In this order: the library shipped beside this file; the one built earlier into the user's cache; one built now, once, by the
-system's C++ compiler; the torch fallback, with a warning. Nothing is compiled, loaded or warned about at import.
+In this order: the library shipped beside this file; the one built earlier into the user's cache; one built
+now, once, by the system's C++ compiler; the torch fallback, with a warning. Nothing is compiled, loaded or
+warned about at import.
 
 Environment:
     STARTSPARSE_KERNELS: ``auto`` (default), or ``torch`` to use the fallback.
-    STARTSPARSE_CACHE: the folder for built libraries; default ``$XDG_CACHE_HOME/startsparse`` or ``~/.cache/startsparse``.
+    STARTSPARSE_CACHE: the folder for built libraries; default ``$XDG_CACHE_HOME/startsparse`` or
+        ``~/.cache/startsparse``.
     STARTSPARSE_ISA: ``avx512``, ``avx2`` or ``portable``; default: the widest that the machine has.
     CXX: the compiler.
 """
@@ -43,7 +45,8 @@ def backend() -> NativeBackend | TorchBackend:
 
 
 def reset() -> None:
-    """Forget the choice, so that the next call decides again. For tests and after a change of the environment."""
+    """Forget the choice, so that the next call decides again. For tests and after a change of the
+    environment."""
     global _backend
     with _lock:
         _backend = None
@@ -70,7 +73,8 @@ def _choose() -> NativeBackend | TorchBackend:
         return NativeBackend(_from_cache())
     except (build.CompileError, OSError) as error:
         warnings.warn(
-            f"startsparse: sparse kernels could not be built, so a slower torch fallback computes the same results ({error})",
+            "startsparse: the sparse kernels could not be built; torch computes the same results more slowly "
+            f"({error})",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -90,7 +94,9 @@ def _from_cache() -> ctypes.CDLL:
     except (PermissionError, FileExistsError, NotADirectoryError, RuntimeError) as error:
         if isinstance(error, build.CompileError):
             raise
-    with tempfile.TemporaryDirectory(prefix="startsparse-") as folder:  # no home to write to: for this process only
+    with tempfile.TemporaryDirectory(
+        prefix="startsparse-"
+    ) as folder:  # no home to write to: for this process only
         return _build_into(Path(folder), stem)
 
 
@@ -123,7 +129,8 @@ def _open(path: Path) -> ctypes.CDLL | None:
 
 
 def threads() -> int:
-    """Threads a kernel may use: torch's number, at most one per core; one in a forked child, whose pool is gone."""
+    """Threads a kernel may use: torch's number, at most one per core; one in a forked child, whose pool is
+    gone."""
     return 1 if _forked else min(torch.get_num_threads(), _CORES)
 
 

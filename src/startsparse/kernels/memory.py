@@ -13,7 +13,8 @@ _local = threading.local()
 
 
 def scratch(floats: int = 0) -> Tensor:
-    """This thread's scratch buffer (float32), grown to at least ``floats``. Its content does not survive another call."""
+    """This thread's scratch buffer (float32), grown to at least ``floats``. Its content does not survive
+    another call."""
     buffer = getattr(_local, "buffer", None)
     if buffer is None or buffer.numel() < floats:
         with torch.inference_mode(False):
@@ -29,9 +30,11 @@ def release_scratch() -> None:
 def keep_pages() -> bool:
     """Let the C library keep freed memory, so that big activations do not fault their pages in at every step.
 
-    By default glibc maps each block above 32 MB afresh and gives it back when freed: 33 MB cost about 10 ms in page faults,
-    several times the work done on them. After this call, freed memory stays with the process (its peak does not change, its
-    resting size does), for all threads and libraries in it, until it ends. Call it once, before training.
+    By default glibc maps each block above 32 MB afresh and gives it back when freed: 33 MB cost about 10 ms
+        in page faults,
+    several times the work done on them. After this call, freed memory stays with the process (its peak does
+    not change, its resting size does), for all threads and libraries in it, until it ends. Call it once,
+    before training.
 
     Returns:
         Whether the C library could be told; False where it is not glibc.

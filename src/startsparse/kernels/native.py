@@ -46,7 +46,8 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 class NativeBackend:
-    """The loaded library. Tensors given to it are contiguous, on the CPU and of the right dtype: ``ops`` sees to that."""
+    """The loaded library. Tensors given to it are contiguous, on the CPU and of the right dtype: ``ops`` sees
+    to that."""
 
     name = "native"
 
@@ -66,15 +67,20 @@ class NativeBackend:
         _check(self.library.ss_pattern_build(blob.data_ptr(), *shape, positions.data_ptr(), wide))
         return blob
 
-    def row_major(self, blob: Tensor, nnz: int, want_order: bool) -> tuple[Tensor, Tensor | None]:
+    def row_major(self, blob: Tensor, nnz: int) -> tuple[Tensor, Tensor]:
         """Positions in row-major order (int64), and where each one's value lies (int32)."""
         positions = torch.empty(nnz, dtype=torch.int64)
-        order = torch.empty(nnz, dtype=torch.int32) if want_order else None
-        _check(self.library.ss_pattern_row_major(blob.data_ptr(), blob.numel(), positions.data_ptr(), _address(order)))
+        order = torch.empty(nnz, dtype=torch.int32)
+        _check(
+            self.library.ss_pattern_row_major(
+                blob.data_ptr(), blob.numel(), positions.data_ptr(), _address(order)
+            )
+        )
         return positions, order
 
     def sources(self, before: Tensor, now: Tensor, nnz: int, threads: int) -> Tensor:
-        """For each of the ``nnz`` weights of ``now``: its place in the value order of ``before``, or -1 (int32)."""
+        """For each of the ``nnz`` weights of ``now``: its place in the value order of ``before``, or -1
+        (int32)."""
         source = torch.empty(nnz, dtype=torch.int32)
         _check(
             self.library.ss_pattern_sources(
@@ -87,7 +93,11 @@ class NativeBackend:
         """``old[source]``, zero where source is -1. Any dtype of 1, 2, 4 or 8 bytes."""
         now = torch.empty(source.numel(), dtype=old.dtype)
         size = old.element_size()
-        _check(self.library.ss_take(old.data_ptr(), source.data_ptr(), source.numel(), size, now.data_ptr(), threads))
+        _check(
+            self.library.ss_take(
+                old.data_ptr(), source.data_ptr(), source.numel(), size, now.data_ptr(), threads
+            )
+        )
         return now
 
     def merge(self, positions: Tensor, drop: Tensor, grow: Tensor) -> Tensor:
@@ -98,15 +108,22 @@ class NativeBackend:
         return now[: _merged_size(positions, drop, grow)]
 
     def forward(
-        self, layer: Layer, blob: Tensor, x: Tensor, values: Tensor, bias: Tensor | None, y: Tensor, threads: int
+        self,
+        layer: Layer,
+        blob: Tensor,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        y: Tensor,
+        threads: int,
     ) -> None:
         """Fill ``y``."""
         tensors = (x.data_ptr(), values.data_ptr(), _address(bias), y.data_ptr())
         self._with_scratch(self._forward, layer, blob, tensors, threads)
 
     def backward(
-        self, layer: Layer, blob: Tensor, x: Tensor, dy: Tensor, values: Tensor, dx: Tensor | None, dw: Tensor | None,
-        db: Tensor | None, threads: int,
+        self, layer: Layer, blob: Tensor, x: Tensor, dy: Tensor, values: Tensor,
+        dx: Tensor | None, dw: Tensor | None, db: Tensor | None, threads: int,
     ) -> None:  # fmt: skip
         """Fill those of ``dx``, ``dw`` and ``db`` that are given."""
         tensors = (x.data_ptr(), dy.data_ptr(), values.data_ptr(), _address(dx), _address(dw), _address(db))
@@ -133,5 +150,6 @@ class NativeBackend:
 
 
 def _merged_size(positions: Tensor, drop: Tensor, grow: Tensor) -> int:
-    """Live weights afterwards; the kernel has checked that every dropped one was live and every grown one was not."""
+    """Live weights afterwards; the kernel has checked that every dropped one was live and every grown one was
+    not."""
     return positions.numel() - drop.numel() + grow.numel()

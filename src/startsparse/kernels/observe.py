@@ -1,7 +1,7 @@
 """Whoever must see a sparse layer's input and output gradient in the backward pass can watch its pattern.
 
-The backward operators run on real tensors wherever they are called from, eager or compiled, so this is where a dense
-gradient can be asked for without a hook in the graph.
+The backward operators run on real tensors wherever they are called from, eager or compiled, so this is where
+a dense gradient can be asked for without a hook in the graph.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Watch:
 
 
 def watch(pattern: Tensor, callback: Callable[[Tensor, Tensor], None]) -> Watch:
-    """Call ``callback(x, dy)`` in every backward pass of the layer with this pattern blob, row-major operands only."""
+    """Call ``callback(x, dy)`` in every backward pass of the row-major layers with this pattern blob."""
     _watchers.setdefault(pattern.data_ptr(), []).append(callback)
     return Watch(pattern.data_ptr(), callback)
 

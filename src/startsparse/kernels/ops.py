@@ -1,11 +1,13 @@
-"""The operators, registered with torch: ``startsparse::sparse_linear``, ``sparse_conv2d`` and the blocked layout's two.
+"""The operators, registered with torch: ``startsparse::sparse_linear``, ``sparse_conv2d`` and the blocked
+layout's two.
 
-They have fake implementations, gradients and an autocast rule (float32 inside, whatever the region's dtype), so they work
-under ``torch.compile``, ``torch.export`` and autocast. Shapes and dtypes are checked here; a pattern's blob is checked for what
-constant time allows (its header and size), so give them blobs that ``Pattern.build`` made.
+They have fake implementations, gradients and an autocast rule (float32 inside, whatever the region's dtype),
+so they work under ``torch.compile``, ``torch.export`` and autocast. Shapes and dtypes are checked here; a
+pattern's blob is checked for what constant time allows (its header and size), so give them blobs that
+``Pattern.build`` made.
 
-All activations and values are float32 on the CPU. Each weight's gradient has the shape of ``values``: the dense gradient never
-exists. Second derivatives are not implemented, and say so.
+All activations and values are float32 on the CPU. Each weight's gradient has the shape of ``values``: the
+dense gradient never exists. Second derivatives are not implemented, and say so.
 """
 
 from __future__ import annotations
@@ -13,7 +15,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from startsparse.kernels.geometry import ConvShape, Layer, conv_layer, lanes_for, linear_layer
+from startsparse.kernels.checks import (
+    check_blocked,
+    check_float,
+    check_weight,
+    conv_of,
+    conv_shape,
+    linear_of,
+    require,
+)
+from startsparse.kernels.geometry import ConvShape, Layer, linear_layer
 from startsparse.kernels.library import backend, threads
 from startsparse.kernels.observe import notify
 
@@ -23,21 +34,25 @@ _library = torch.library.Library("startsparse", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _CONV = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int groups"
 _library.define(
-    "sparse_linear(Tensor x, Tensor values, Tensor? bias, Tensor pattern, SymInt out_features, SymInt? batch=None) -> Tensor",
+    "sparse_linear(Tensor x, Tensor values, Tensor? bias, Tensor pattern, SymInt out_features, "
+    "SymInt? batch=None) -> Tensor",
     tags=_TAGS,
 )
 _library.define(
-    "sparse_linear_backward(Tensor dy, Tensor x, Tensor values, Tensor pattern, SymInt? batch, bool[3] wanted)"
+    "sparse_linear_backward("
+    "Tensor dy, Tensor x, Tensor values, Tensor pattern, SymInt? batch, bool[3] wanted)"
     " -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 _library.define(
-    f"sparse_conv2d(Tensor x, Tensor values, Tensor? bias, Tensor pattern, SymInt out_channels, {_CONV}, SymInt? batch=None)"
+    "sparse_conv2d(Tensor x, Tensor values, Tensor? bias, Tensor pattern, SymInt out_channels, "
+    f"{_CONV}, SymInt? batch=None)"
     " -> Tensor",
     tags=_TAGS,
 )
 _library.define(
-    f"sparse_conv2d_backward(Tensor dy, Tensor x, Tensor values, Tensor pattern, {_CONV}, SymInt? batch, bool[3] wanted)"
+    "sparse_conv2d_backward(Tensor dy, Tensor x, Tensor values, Tensor pattern, "
+    f"{_CONV}, SymInt? batch, bool[3] wanted)"
     " -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
@@ -45,88 +60,18 @@ _library.define("to_blocked(Tensor x, SymInt lanes) -> Tensor", tags=_TAGS)
 _library.define("from_blocked(Tensor x, SymInt batch) -> Tensor", tags=_TAGS)
 
 
-# ---- what a call must look like ------------------------------------------------------------------------------------
-
-
-def _require(condition: bool, *words: object) -> None:
-    if not condition:
-        raise ValueError("startsparse: " + " ".join(str(word) for word in words))
-
-
-def _check_tensors(values: Tensor, bias: Tensor | None, pattern: Tensor, outputs: int, **activations: Tensor) -> None:
-    """Dtype, device and the shapes that do not depend on the layer."""
-    tensors = {"values": values, **activations, **({} if bias is None else {"bias": bias})}
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or tensor.layout != torch.strided:
-            raise ValueError(
-                f"startsparse: {name} must be a float32 tensor on the CPU, not {tensor.dtype} {tensor.layout} on {tensor.device}"
-            )
-    if pattern.dtype != torch.uint8 or pattern.device.type != "cpu" or pattern.dim() != 1 or not pattern.is_contiguous():
-        raise ValueError("startsparse: the pattern must be a contiguous 1-d uint8 tensor on the CPU, as Pattern.build makes it")
-    if pattern.numel() < 128:
-        raise ValueError("startsparse: the pattern is not one that Pattern.build made (or it was cut short)")
-    rows, nnz = _rows_and_weights(pattern)
-    if values.shape != (nnz,):
-        raise ValueError(f"startsparse: values must be [{nnz}], one per weight of the pattern, not {list(values.shape)}")
-    if rows != outputs or (bias is not None and bias.shape != (outputs,)):
-        shape = None if bias is None else list(bias.shape)
-        raise ValueError(f"startsparse: the pattern has {rows} outputs, the bias is {shape}, but {outputs} outputs were asked for")
-
-
-def _rows_and_weights(pattern: Tensor) -> tuple[int, int]:
-    head = pattern[16:48].view(torch.int64).tolist()
-    return head[0], head[3]
-
-
-def _linear(x: Tensor, batch: int | None) -> tuple[Layer, int]:
-    """The layer that takes x: row-major [..., features], or blocked [tiles, features, lanes] of ``batch`` items."""
-    if batch is None:
-        _require(x.dim() >= 1, "x must be [..., features], not", list(x.shape))
-        features = x.shape[-1]
-        items = x.numel() // features if features else x.shape[:-1].numel()
-        return linear_layer(items, features, lanes_for(items), False), items
-    _require(x.dim() == 3, "blocked x must be [tiles, features, lanes], not", list(x.shape))
-    _check_blocked(x, batch)
-    return linear_layer(batch, x.shape[1], x.shape[2], True), batch
-
-
-def _conv(x: Tensor, batch: int | None, kernel, stride, padding, dilation, groups: int) -> tuple[Layer, int]:
-    """The convolution that takes x: row-major [batch, channels, height, width], or blocked with lanes last."""
-    dims = "[batch, channels, height, width]" if batch is None else "[tiles, channels, height, width, lanes]"
-    _require(x.dim() == (4 if batch is None else 5), "x must be", dims, "not", list(x.shape))
-    shape = ConvShape(
-        x.shape[1], (x.shape[2], x.shape[3]), tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), groups
-    )
-    _require(groups > 0 and x.shape[1] % groups == 0, x.shape[1], "channels do not divide into", groups, "groups")
-    _require(min(*kernel, *stride, *dilation) > 0 and min(padding) >= 0, "no such convolution:", shape)
-    _require(min(shape.out_size) > 0, "the kernel", list(kernel), "is larger than the padded image of", list(x.shape[2:4]))
-    if batch is None:
-        return conv_layer(x.shape[0], shape, conv_lanes(x.shape[0], shape), False), x.shape[0]
-    _check_blocked(x, batch)
-    return conv_layer(batch, shape, x.shape[-1], True), batch
-
-
-def conv_lanes(batch: int, shape: ConvShape) -> int:
-    """Items per tile for a convolution: its lines fill the vectors as well."""
-    height, width = shape.out_size
-    return lanes_for(batch, height * width if shape.kernel[1] == 1 else width)
-
-
-def _check_blocked(x: Tensor, batch: int) -> None:
-    tiles, lanes = x.shape[0], x.shape[-1]
-    _require(lanes > 0 and lanes % 16 == 0, "blocked x needs a multiple of 16 lanes, not", lanes)
-    _require(tiles == -(-batch // lanes), tiles, "tiles of", lanes, "lanes do not hold a batch of", batch)
+# ---- passes --------------------------------------------------------------------------------------
 
 
 def _team(values: Tensor, layer: Layer) -> int:
     g = layer.geometry
-    return 1 if values.numel() * g.batch * g.out_pixels <= _FEW and g.batch * g.channels * g.plane <= _FEW else threads()
+    few = values.numel() * g.batch * g.out_pixels <= _FEW and g.batch * g.channels * g.plane <= _FEW
+    return 1 if few else threads()
 
 
-# ---- passes --------------------------------------------------------------------------------------------------------
-
-
-def _forward(layer: Layer, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _forward(
+    layer: Layer, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: tuple[int, ...]
+) -> Tensor:
     y = torch.empty(shape, dtype=torch.float32)
     bias = None if bias is None else bias.contiguous()
     backend().forward(layer, pattern, x.contiguous(), values.contiguous(), bias, y, _team(values, layer))
@@ -137,56 +82,56 @@ def _backward(
     layer: Layer, dy: Tensor, x: Tensor, values: Tensor, pattern: Tensor, outputs: int, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, values and bias; an unwanted one is empty."""
-    shapes = (x.shape, values.shape, (outputs,))
-    grads = [torch.empty(shape if want else (0,), dtype=torch.float32) for shape, want in zip(shapes, wanted, strict=True)]
-    given = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
-    dy, x, values = dy.contiguous(), x.contiguous(), values.contiguous()
-    backend().backward(layer, pattern, x, dy, values, *given, _team(values, layer))
-    return tuple(grads)
+    if not layer.geometry.blocked:
+        notify(pattern, x, dy)
+    dx, dw, db = _grads(x, values, outputs, wanted)
+    given = [grad if want else None for grad, want in zip((dx, dw, db), wanted, strict=True)]
+    operands = (pattern, x.contiguous(), dy.contiguous(), values.contiguous())
+    backend().backward(layer, *operands, *given, threads=_team(values, layer))
+    return dx, dw, db
 
 
 def _linear_forward(x, values, bias, pattern, out_features, batch=None):
-    _check_tensors(values, bias, pattern, out_features, x=x)
-    layer, _ = _linear(x, batch)
-    return _forward(layer, x, values, bias, pattern, _linear_shape(x, out_features, batch))
+    check_float("x", x)
+    check_weight(pattern, values, bias, out_features, 1)
+    return _forward(linear_of(x, batch), x, values, bias, pattern, _linear_shape(x, out_features, batch))
 
 
 def _linear_backward(dy, x, values, pattern, batch, wanted):
-    outputs = dy.shape[-1] if batch is None else dy.shape[1]
-    _check_tensors(values, None, pattern, outputs, x=x, dy=dy)
-    layer, _ = _linear(x, batch)
-    _require(dy.shape == _linear_shape(x, outputs, batch), "dy is", list(dy.shape), "but x is", list(x.shape))
-    if batch is None:
-        notify(pattern, x, dy)
+    check_float("x", x)
+    check_float("dy", dy)
+    outputs = dy.shape[-1 if batch is None else 1]
+    check_weight(pattern, values, None, outputs, 1)
+    layer = linear_of(x, batch)
+    expected = _linear_shape(x, outputs, batch)
+    require(dy.shape == expected, "dy must be {}, not {}", list(expected), list(dy.shape))
     return _backward(layer, dy, x, values, pattern, outputs, wanted)
 
 
-def _conv_forward(x, values, bias, pattern, out_channels, kernel_size, stride, padding, dilation, groups, batch=None):
-    _check_tensors(values, bias, pattern, out_channels, x=x)
-    layer, _ = _conv(x, batch, kernel_size, stride, padding, dilation, groups)
-    _check_groups(pattern, groups)
-    return _forward(layer, x, values, bias, pattern, _conv_shape(x, out_channels, layer.conv.out_size))
+def _conv_forward(
+    x, values, bias, pattern, out_channels, kernel, stride, padding, dilation, groups, batch=None
+):
+    check_float("x", x)
+    shape = conv_shape(x, batch, (kernel, stride, padding, dilation, groups))
+    check_weight(pattern, values, bias, out_channels, groups)
+    y_shape = _conv_out_shape(x, out_channels, shape)
+    return _forward(conv_of(x, batch, shape), x, values, bias, pattern, y_shape)
 
 
-def _conv_backward(dy, x, values, pattern, kernel_size, stride, padding, dilation, groups, batch, wanted):
-    _check_tensors(values, None, pattern, dy.shape[1], x=x, dy=dy)
-    layer, _ = _conv(x, batch, kernel_size, stride, padding, dilation, groups)
-    _check_groups(pattern, groups)
-    expected = _conv_shape(x, dy.shape[1], layer.conv.out_size)
-    _require(dy.shape == expected, "dy is", list(dy.shape), "but must be", list(expected))
-    if batch is None:
-        notify(pattern, x, dy)
-    return _backward(layer, dy, x, values, pattern, dy.shape[1], wanted)
-
-
-def _check_groups(pattern: Tensor, groups: int) -> None:
-    built = int(pattern[32:40].view(torch.int64))
-    _require(built == groups, "the pattern was built for", built, "groups, not", groups)
+def _conv_backward(dy, x, values, pattern, kernel, stride, padding, dilation, groups, batch, wanted):
+    check_float("x", x)
+    check_float("dy", dy)
+    shape = conv_shape(x, batch, (kernel, stride, padding, dilation, groups))
+    check_weight(pattern, values, None, dy.shape[1], groups)
+    expected = _conv_out_shape(x, dy.shape[1], shape)
+    require(dy.shape == expected, "dy must be {}, not {}", list(expected), list(dy.shape))
+    return _backward(conv_of(x, batch, shape), dy, x, values, pattern, dy.shape[1], wanted)
 
 
 def _to_blocked(x: Tensor, lanes: int) -> Tensor:
-    _require(x.dtype == torch.float32 and x.device.type == "cpu" and x.dim() >= 2, "x must be float32 [batch, channels, ...]")
-    _require(lanes > 0 and lanes % 16 == 0, "lanes must be a multiple of 16, not", lanes)
+    check_float("x", x)
+    require(x.dim() >= 2, "x must be [batch, channels, ...], not {}", list(x.shape))
+    require(lanes > 0 and lanes % 16 == 0, "lanes must be a multiple of 16, not {}", lanes)
     blocked = torch.empty(_blocked_shape(x, lanes), dtype=torch.float32)
     layer = linear_layer(x.shape[0], x.shape[1:].numel(), lanes, False)
     backend().pack(layer, x.contiguous(), blocked, threads())
@@ -194,57 +139,62 @@ def _to_blocked(x: Tensor, lanes: int) -> Tensor:
 
 
 def _from_blocked(x: Tensor, batch: int) -> Tensor:
-    _require(x.dtype == torch.float32 and x.device.type == "cpu" and x.dim() >= 3, "x must be float32 [tiles, channels, ..., lanes]")
-    _check_blocked(x, batch)
+    check_float("x", x)
+    require(x.dim() >= 3, "x must be [tiles, channels, ..., lanes], not {}", list(x.shape))
+    check_blocked(x, batch)
     out = torch.empty((batch, *x.shape[1:-1]), dtype=torch.float32)
     layer = linear_layer(batch, x.shape[1:-1].numel(), x.shape[-1], False)
     backend().unpack(layer, x.contiguous(), out, threads())
     return out
 
 
-# ---- shapes, for real and fake tensors -----------------------------------------------------------------------------
+# ---- shapes, for real and fake tensors -----------------------------------------------------------
 
 
 def _linear_shape(x: Tensor, out_features: int, batch: int | None) -> tuple[int, ...]:
     return (*x.shape[:-1], out_features) if batch is None else (x.shape[0], out_features, x.shape[2])
 
 
-def _conv_shape(x: Tensor, out_channels: int, out_size: tuple[int, int]) -> tuple[int, ...]:
-    return (x.shape[0], out_channels, *out_size, *x.shape[4:])
+def _conv_out_shape(x: Tensor, out_channels: int, shape: ConvShape) -> tuple[int, ...]:
+    return (x.shape[0], out_channels, *shape.out_size, *x.shape[4:])
 
 
 def _blocked_shape(x: Tensor, lanes: int) -> tuple[int, ...]:
     return ((x.shape[0] + lanes - 1) // lanes, *x.shape[1:], lanes)
 
 
-def _fake_grads(x: Tensor, values: Tensor, outputs: int, wanted: list[bool]) -> tuple[Tensor, ...]:
-    shapes = (x.shape, values.shape, (outputs,))
-    return tuple(x.new_empty(shape if want else (0,)) for shape, want in zip(shapes, wanted, strict=True))
+def _grads(x: Tensor, values: Tensor, outputs: int, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the gradients of x, values and bias; none for an unwanted one."""
+    want_x, want_values, want_bias = wanted
+    dx = x.new_empty(x.shape if want_x else (0,))
+    dw = values.new_empty(values.shape if want_values else (0,))
+    return dx, dw, values.new_empty((outputs,) if want_bias else (0,))
 
 
-def _fake_conv(x, values, bias, pattern, out_channels, kernel_size, stride, padding, dilation, groups, batch=None):
-    shape = ConvShape(x.shape[1], (x.shape[2], x.shape[3]), tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation))
-    return x.new_empty(_conv_shape(x, out_channels, shape.out_size))
+def _fake_linear(x, values, bias, pattern, out_features, batch=None):
+    return x.new_empty(_linear_shape(x, out_features, batch))
+
+
+def _fake_linear_backward(dy, x, values, pattern, batch, wanted):
+    return _grads(x, values, dy.shape[-1 if batch is None else 1], wanted)
+
+
+def _fake_conv(x, values, bias, pattern, out_channels, kernel, stride, padding, dilation, groups, batch=None):
+    shape = ConvShape(
+        x.shape[1], (x.shape[2], x.shape[3]), tuple(kernel), tuple(stride), tuple(padding), tuple(dilation)
+    )
+    return x.new_empty(_conv_out_shape(x, out_channels, shape))
+
+
+def _fake_conv_backward(dy, x, values, pattern, kernel, stride, padding, dilation, groups, batch, wanted):
+    return _grads(x, values, dy.shape[1], wanted)
 
 
 _IMPLEMENTATIONS = {
-    "sparse_linear": (
-        _linear_forward,
-        lambda x, values, bias, pattern, out_features, batch=None: x.new_empty(_linear_shape(x, out_features, batch)),
-    ),
-    "sparse_linear_backward": (
-        _linear_backward,
-        lambda dy, x, values, pattern, batch, wanted: _fake_grads(
-            x, values, dy.shape[-1] if batch is None else dy.shape[1], wanted
-        ),
-    ),
+    "sparse_linear": (_linear_forward, _fake_linear),
+    "sparse_linear_backward": (_linear_backward, _fake_linear_backward),
     "sparse_conv2d": (_conv_forward, _fake_conv),
-    "sparse_conv2d_backward": (
-        _conv_backward,
-        lambda dy, x, values, pattern, kernel_size, stride, padding, dilation, groups, batch, wanted: _fake_grads(
-            x, values, dy.shape[1], wanted
-        ),
-    ),
+    "sparse_conv2d_backward": (_conv_backward, _fake_conv_backward),
     "to_blocked": (_to_blocked, lambda x, lanes: x.new_empty(_blocked_shape(x, lanes))),
     "from_blocked": (_from_blocked, lambda x, batch: x.new_empty((batch, *x.shape[1:-1]))),
 }
@@ -255,7 +205,7 @@ for _name, (_real, _fake) in _IMPLEMENTATIONS.items():
     torch.library.register_autocast(f"startsparse::{_name}", "cpu", torch.float32, lib=_library)
 
 
-# ---- gradients -----------------------------------------------------------------------------------------------------
+# ---- gradients -----------------------------------------------------------------------------------
 
 
 def _save(ctx, inputs, output):
@@ -268,11 +218,18 @@ def _gradients(ctx, dy, op):
     x, values, pattern = ctx.saved_tensors
     *conv, batch = ctx.rest
     grads = op(dy, x, values, pattern, *conv, batch, ctx.wanted)
-    return (*(grad if want else None for grad, want in zip(grads, ctx.wanted, strict=True)), None, None, *(None for _ in ctx.rest))
+    return (
+        *(grad if want else None for grad, want in zip(grads, ctx.wanted, strict=True)),
+        None,
+        None,
+        *(None for _ in ctx.rest),
+    )
 
 
 def _no_second_derivative(ctx, *grads):
-    raise NotImplementedError("startsparse: sparse layers have no second derivative; use the masked execution for that")
+    raise NotImplementedError(
+        "startsparse: sparse layers have no second derivative; use the masked execution for that"
+    )
 
 
 torch.library.register_autograd(

@@ -1,9 +1,12 @@
-"""Patterns: which weights of a layer live, in the form the kernels read, and the order their values are kept in.
+"""Patterns: which weights of a layer live, in the form the kernels read, and the order their values are kept
+in.
 
-**Value order.** The parameter of a sparse layer is a vector with one value per live weight. It, its gradient and any
-optimizer state follow the order of the backward pass: by *global column*, then by row. The weight is seen as a matrix
-``[rows, cols]``: out_features x in_features, or out_channels x (in_channels/groups * kernel height * kernel width). The global
-column is ``group * cols + column``; without groups it is the column. ``Pattern.order`` leads from row-major order to it.
+**Value order.** The parameter of a sparse layer is a vector with one value per live weight. It, its gradient
+and any
+optimizer state follow the order of the backward pass: by *global column*, then by row. The weight is seen as
+a matrix ``[rows, cols]``: out_features x in_features, or out_channels x (in_channels/groups * kernel height *
+kernel width). The global column is ``group * cols + column``; without groups it is the column.
+``Pattern.order`` leads from row-major order to it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ class Pattern:
     """The live positions of one weight.
 
     Attributes:
-        blob: The pattern as one flat uint8 tensor: what the operators take and what a module keeps as its buffer.
+        blob: The pattern as one flat uint8 tensor: what the operators take and what a module keeps as its
+            buffer.
         rows, cols: Shape of the weight as a matrix.
         groups: Of a convolution; 1 for a linear layer.
         nnz: Number of live weights.
@@ -39,7 +43,8 @@ class Pattern:
 
     @staticmethod
     def build(positions: Tensor, rows: int, cols: int, groups: int = 1, taps: int = 1) -> Pattern:
-        """The pattern of sorted row-major positions (``row * cols + col``), by counting, without a dense tensor.
+        """The pattern of sorted row-major positions (``row * cols + col``), by counting, without a dense
+        tensor.
 
         Args:
             positions: Strictly ascending, int64 or int32, on the CPU, [nnz].
@@ -61,11 +66,17 @@ class Pattern:
 
     @staticmethod
     def from_mask(mask: Tensor, groups: int = 1) -> Pattern:
-        """The pattern of a bool tensor of the weight's shape, [out, in] or [out, in/groups, height, width]."""
+        """The pattern of a bool tensor of the weight's shape, [out, in] or [out, in/groups, height,
+        width]."""
         if mask.dtype != torch.bool or mask.dim() < 2:
-            raise ValueError(f"startsparse: a mask is a bool tensor of 2 or more dimensions, not {mask.dtype} {tuple(mask.shape)}")
+            raise ValueError(
+                f"startsparse: a mask is a bool tensor of 2 or more dimensions, not {mask.dtype} "
+                f"{tuple(mask.shape)}"
+            )
         positions = mask.detach().reshape(-1).nonzero().flatten().cpu()
-        return Pattern.build(positions, mask.shape[0], mask[0].numel() if len(mask) else 0, groups, mask[0, 0].numel())
+        return Pattern.build(
+            positions, mask.shape[0], mask[0].numel() if len(mask) else 0, groups, mask[0, 0].numel()
+        )
 
     @staticmethod
     def of(blob: Tensor) -> Pattern:
@@ -77,24 +88,26 @@ class Pattern:
 
     def positions(self) -> Tensor:
         """Row-major positions, ascending: int64 [nnz]."""
-        return backend().row_major(self.blob, self.nnz, want_order=False)[0]
+        return backend().row_major(self.blob, self.nnz)[0]
 
     def order(self) -> Tensor:
         """Where each weight's value lies, weights in row-major order: int64 [nnz].
 
-        ``values[order]`` is row-major; ``values[order] = sorted_values`` brings row-major values into value order.
+        ``values[order]`` is row-major; ``values[order] = sorted_values`` brings row-major values into value
+        order.
         """
-        return backend().row_major(self.blob, self.nnz, want_order=True)[1].to(torch.int64)
+        return backend().row_major(self.blob, self.nnz)[1].to(torch.int64)
 
     def value_positions(self) -> Tensor:
         """Row-major position of each value, in value order: int64 [nnz]."""
-        positions, order = backend().row_major(self.blob, self.nnz, want_order=True)
+        positions, order = backend().row_major(self.blob, self.nnz)
         out = torch.empty_like(positions)
         out[order.to(torch.int64)] = positions
         return out
 
     def dense(self, values: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """The weight with its zeros, [rows, cols] or ``shape``. Dense memory: for small layers, export and tests."""
+        """The weight with its zeros, [rows, cols] or ``shape``. Dense memory: for small layers, export and
+        tests."""
         out = values.new_zeros(self.rows * self.cols)
         out[self.value_positions()] = values.detach()
         return out.view(*(shape or (self.rows, self.cols)))
@@ -108,7 +121,8 @@ class Pattern:
 
         Args:
             drop: Ascending row-major positions that die; each must be live.
-            grow: Ascending row-major positions that come to life; none may be live, unless it is dropped in this event.
+            grow: Ascending row-major positions that come to life; none may be live, unless it is dropped in
+                this event.
             taps: As for ``build``.
         """
         drop, grow = (_positions(t, name).to(torch.int64) for t, name in ((drop, "drop"), (grow, "grow")))
@@ -119,20 +133,21 @@ class Pattern:
         return Pattern.build(merged, self.rows, self.cols, self.groups, taps)
 
     def move(self, now: Pattern, tensors: Sequence[Tensor], reset: Tensor | None = None) -> list[Tensor]:
-        """What belonged to this pattern's weights, for the weights of ``now``: the kept ones' moved, the new ones' zero.
+        """What belonged to this pattern's weights, for the weights of ``now``: the kept ones' moved, the new
+        ones' zero.
 
         Args:
             now: A pattern of the same shape.
             tensors: Values and state, each [nnz] in value order, of any dtype of 1 to 8 bytes.
-            reset: Row-major positions live in both whose value and state start at zero all the same (dropped and grown
-                again in one event).
+            reset: Row-major positions live in both whose value and state start at zero all the same (dropped
+                and grown again in one event).
 
         Returns:
             One new tensor per given one, [now.nnz].
         """
         source = backend().sources(self.blob, now.blob, now.nnz, threads())
         if reset is not None and reset.numel():
-            positions, order = backend().row_major(now.blob, now.nnz, want_order=True)
+            positions, order = backend().row_major(now.blob, now.nnz)
             at = torch.searchsorted(positions, reset.to(torch.int64)).clamp_(max=max(now.nnz - 1, 0))
             at = at[positions[at] == reset]
             source[order[at].to(torch.int64)] = -1
@@ -151,7 +166,7 @@ def _positions(tensor: Tensor, name: str) -> Tensor:
     """Checked positions: 1-d, integer, on the CPU, contiguous."""
     if tensor.dim() != 1 or tensor.dtype not in (torch.int64, torch.int32) or tensor.device.type != "cpu":
         raise ValueError(
-            f"startsparse: {name} must be a 1-d int64 or int32 tensor on the CPU, not {tuple(tensor.shape)} {tensor.dtype} "
-            f"on {tensor.device}"
+            f"startsparse: {name} must be a 1-d int64 or int32 tensor on the CPU, not {tuple(tensor.shape)} "
+            f"{tensor.dtype} on {tensor.device}"
         )
     return tensor.detach().contiguous()

@@ -1,6 +1,7 @@
 // The plain C interface of the kernels: what crosses the border to Python, and nothing else.
 //
-// No torch header, no C++ type and no exception crosses it, so one library serves every torch and every Python.
+// No torch header, no C++ type and no exception crosses it, so one library serves every torch and every
+// Python.
 #pragma once
 
 #include <cstddef>
@@ -11,32 +12,35 @@ namespace startsparse {
 // What a function returns; `library.py` turns each into an exception with words.
 enum Status : int32_t {
     OK = 0,
-    BAD_PATTERN = 1,    // not a pattern blob, or cut short
-    MISMATCH = 2,       // the pattern belongs to a layer of another shape
-    UNSORTED = 3,       // positions are not strictly ascending
-    OUT_OF_RANGE = 4,   // a position lies outside the weight
-    TOO_LARGE = 5,      // more than 2^31 - 1 live weights, or a tile beyond 4 GiB
-    NOT_LIVE = 6,       // a position to drop is not live
-    ALREADY_LIVE = 7,   // a position to grow is live already
+    BAD_PATTERN = 1,  // not a pattern blob, or cut short
+    MISMATCH = 2,     // the pattern belongs to a layer of another shape
+    UNSORTED = 3,     // positions are not strictly ascending
+    OUT_OF_RANGE = 4, // a position lies outside the weight
+    TOO_LARGE = 5,    // more than 2^31 - 1 live weights, or a tile beyond 4 GiB
+    NOT_LIVE = 6,     // a position to drop is not live
+    ALREADY_LIVE = 7, // a position to grow is live already
 };
 
-constexpr int64_t MAGIC = 0x31305350524154;  // "TARPS01"
+constexpr int64_t MAGIC = 0x31305350524154; // "TARPS01"
 
 // A pattern is one flat buffer: this header, then six arrays, each starting on a multiple of 64 bytes.
 //
-// The weight has `rows` x `cols` elements (a convolution's is flattened to out_channels x (in_channels/groups * taps)).
-// With groups, row r reads the columns of its own group only; a *global column* is group * cols + column.
+// The weight has `rows` x `cols` elements (a convolution's is flattened to out_channels x (in_channels/groups
+// * taps)). With groups, row r reads the columns of its own group only; a *global column* is group * cols +
+// column.
 struct Header {
     int64_t magic;
-    int64_t bytes;         // of the whole buffer
+    int64_t bytes; // of the whole buffer
     int64_t rows, cols, groups, nnz;
-    int64_t block;         // columns per block of the forward order
-    int64_t blocks;        // ceil(cols / block)
-    int64_t row_bytes;     // width of one entry of row_index: 2 or 4
-    int64_t col_bytes;     // width of one entry of forward_col: 2 or 4
-    int64_t col_ptr;       // int32 [groups * cols + 1]: first value of each global column. Byte offset, as all below
-    int64_t row_index;     // uint16/uint32 [nnz]: row of each value. This is the value order: (global column, row)
-    int64_t row_ptr;       // int32 [rows + 1]: live weights before each row
+    int64_t block;     // columns per block of the forward order
+    int64_t blocks;    // ceil(cols / block)
+    int64_t row_bytes; // width of one entry of row_index: 2 or 4
+    int64_t col_bytes; // width of one entry of forward_col: 2 or 4
+    int64_t
+        col_ptr; // int32 [groups * cols + 1]: first value of each global column. Byte offset, as all below
+    int64_t
+        row_index;   // uint16/uint32 [nnz]: row of each value. This is the value order: (global column, row)
+    int64_t row_ptr; // int32 [rows + 1]: live weights before each row
     int64_t segment_ptr;   // int32 [blocks * rows + 1]: forward order is (block, row, column)
     int64_t forward_col;   // uint16/uint32 [nnz]: global column of each weight in forward order
     int64_t forward_value; // int32 [nnz]: where the weight's value lies in value order
@@ -46,20 +50,21 @@ struct Header {
 //
 // A linear layer is the case of one pixel: channels = in_features, plane = pixels = lines = kernel = 1.
 struct Geometry {
-    int64_t batch;      // items
-    int64_t lanes;      // items per tile, a multiple of 16
-    int64_t tiles;      // ceil(batch / lanes)
-    int64_t channels;   // of the input, all groups
-    int64_t pixels;     // of one channel of the row-major input image
-    int64_t plane;      // of one channel of the blocked input, padding and phases included
-    int64_t kernel;     // taps of one channel
-    int64_t out_pixels; // of one channel of the output
-    int64_t lines;      // output lines; the pixels of a line are neighbours in both images
-    int64_t in_line;    // pixels from one line to the next in the blocked input
-    int64_t line;       // output pixels per line
-    int64_t blocked;    // 1: x, y and their gradients are blocked already ([tile][channel][pixel][lane])
+    int64_t batch;        // items
+    int64_t lanes;        // items per tile, a multiple of 16
+    int64_t tiles;        // ceil(batch / lanes)
+    int64_t channels;     // of the input, all groups
+    int64_t pixels;       // of one channel of the row-major input image
+    int64_t plane;        // of one channel of the blocked input, padding and phases included
+    int64_t kernel;       // taps of one channel
+    int64_t out_pixels;   // of one channel of the output
+    int64_t lines;        // output lines; the pixels of a line are neighbours in both images
+    int64_t in_line;      // pixels from one line to the next in the blocked input
+    int64_t line;         // output pixels per line
+    int64_t blocked;      // 1: x, y and their gradients are blocked already ([tile][channel][pixel][lane])
     const int32_t *shift; // [kernel]: pixel offset of each tap inside a plane
-    const int32_t *place; // [pixels]: where each input pixel lies in a plane, -1 for never read; null: identity
+    const int32_t
+        *place; // [pixels]: where each input pixel lies in a plane, -1 for never read; null: identity
 };
 
 // One weight of the forward pass, ready to use: where its input starts in the tile (bytes), and its value.
@@ -70,13 +75,13 @@ struct Entry {
 
 // One instruction set's kernels.
 struct Kernels {
-    int32_t width;  // floats per vector
-    void (*forward)(const Geometry &, const Header &, const float *x, const float *values, const float *bias, float *y,
-                    float *scratch, int threads);
-    void (*backward)(const Geometry &, const Header &, const float *x, const float *dy, const float *values, float *dx,
-                     float *dw, float *db, float *scratch, int threads);
-    int64_t (*forward_scratch)(const Geometry &, const Header &, int threads);   // floats
-    int64_t (*backward_scratch)(const Geometry &, const Header &, int threads);  // floats
+    int32_t width; // floats per vector
+    void (*forward)(const Geometry &, const Header &, const float *x, const float *values, const float *bias,
+                    float *y, float *scratch, int threads);
+    void (*backward)(const Geometry &, const Header &, const float *x, const float *dy, const float *values,
+                     float *dx, float *dw, float *db, float *scratch, int threads);
+    int64_t (*forward_scratch)(const Geometry &, const Header &, int threads);  // floats
+    int64_t (*backward_scratch)(const Geometry &, const Header &, int threads); // floats
     void (*pack)(const Geometry &, const float *x, float *xb, int threads);
     void (*unpack)(const Geometry &, const float *xb, float *x, int threads);
 };
@@ -85,4 +90,4 @@ template <class T> inline const T *section(const Header &pattern, int64_t offset
     return reinterpret_cast<const T *>(reinterpret_cast<const char *>(&pattern) + offset);
 }
 
-}  // namespace startsparse
+} // namespace startsparse

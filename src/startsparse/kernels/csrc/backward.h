@@ -1,6 +1,7 @@
 // Both gradients at once, a column at a time: each load of dy feeds dx += w dy and dw = <x, dy>.
 //
-// Threads divide the tiles, and add up their sums for dw at the end; or the input channels, whose dx and dw they then own.
+// Threads divide the tiles, and add up their sums for dw at the end; or the input channels, whose dx and dw
+// they then own.
 #pragma once
 
 #include "forward.h"
@@ -8,12 +9,12 @@
 
 namespace startsparse::SS_ISA {
 
-constexpr int COLUMN_VECTORS = W == 16 ? 8 : 4;  // of x and of dx, both held in registers
+constexpr int COLUMN_VECTORS = W == 16 ? 8 : 4; // of x and of dx, both held in registers
 
 // M <= 4 weights of a column: their dw, and their part of dx.
 template <int M, int N, bool DX, bool DW, class Row>
-static inline void weights_of(const Row *row, const float *w, const float *dy, int64_t stride, const vec (&x)[N],
-                              vec (&dx)[N], float *dw) {
+static inline void weights_of(const Row *row, const float *w, const float *dy, int64_t stride,
+                              const vec (&x)[N], vec (&dx)[N], float *dw) {
     vec dot[4] = {};
 #pragma GCC unroll 4
     for (int j = 0; j < M; ++j) {
@@ -30,15 +31,16 @@ static inline void weights_of(const Row *row, const float *w, const float *dy, i
         if constexpr (M == 4) {
             store4(dw, load4(dw) + total);
         } else {
-            for (int j = 0; j < M; ++j) dw[j] += total[j];
+            for (int j = 0; j < M; ++j)
+                dw[j] += total[j];
         }
     }
 }
 
 // N vectors of one column and line, over all its weights.
 template <int N, bool DX, bool DW, class Row>
-static inline void column_chunk(const Row *row, const float *w, int32_t n, const float *dy, int64_t stride, const float *x,
-                                float *dx, bool fresh, float *dw) {
+static inline void column_chunk(const Row *row, const float *w, int32_t n, const float *dy, int64_t stride,
+                                const float *x, float *dx, bool fresh, float *dw) {
     vec xs[N], ds[N];
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
@@ -46,22 +48,24 @@ static inline void column_chunk(const Row *row, const float *w, int32_t n, const
         if constexpr (DX) ds[i] = fresh ? vec{} : load(dx + i * W);
     }
     int32_t k = 0;
-    for (; k + 4 <= n; k += 4) weights_of<4, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k);
+    for (; k + 4 <= n; k += 4)
+        weights_of<4, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k);
     switch (n - k) {
-        case 3: weights_of<3, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k); break;
-        case 2: weights_of<2, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k); break;
-        case 1: weights_of<1, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k); break;
-        default: break;
+    case 3: weights_of<3, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k); break;
+    case 2: weights_of<2, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k); break;
+    case 1: weights_of<1, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k); break;
+    default: break;
     }
     if constexpr (DX) {
 #pragma GCC unroll 8
-        for (int i = 0; i < N; ++i) store(dx + i * W, ds[i]);
+        for (int i = 0; i < N; ++i)
+            store(dx + i * W, ds[i]);
     }
 }
 
 template <bool DX, bool DW, class Row>
-static inline void column_line(const Row *row, const float *w, int32_t n, const float *dy, int64_t stride, const float *x,
-                               float *dx, int64_t length, bool fresh, float *dw) {
+static inline void column_line(const Row *row, const float *w, int32_t n, const float *dy, int64_t stride,
+                               const float *x, float *dx, int64_t length, bool fresh, float *dw) {
     int64_t i = 0;
     if constexpr (COLUMN_VECTORS == 8)
         for (; i + 8 * W <= length; i += 8 * W)
@@ -77,12 +81,12 @@ static inline void column_line(const Row *row, const float *w, int32_t n, const 
 
 // Some channels of one tile; `x` and `dx` are the first of the channels, `dy` is the tile.
 template <bool DX, bool DW, class Row>
-static void backward_channels(const Geometry &g, const Header &p, Range channels, int64_t length, const float *values,
-                              const float *x, const float *dy, float *dx, float *dw) {
+static void backward_channels(const Geometry &g, const Header &p, Range channels, int64_t length,
+                              const float *values, const float *x, const float *dy, float *dx, float *dw) {
     const int32_t *ptr = section<int32_t>(p, p.col_ptr);
     const Row *row = section<Row>(p, p.row_index);
     const int64_t out_row = g.out_pixels * g.lanes, plane = g.plane * g.lanes;
-    const bool fresh = g.kernel == 1;  // every input pixel is met at most once
+    const bool fresh = g.kernel == 1; // every input pixel is met at most once
     if (DX && !(fresh && g.plane == g.out_pixels)) clear(dx, (channels.last - channels.first) * plane);
     for (int64_t line = 0; line < g.lines; ++line) {
         const float *dy_line = dy + line * g.line * g.lanes;
@@ -90,9 +94,10 @@ static void backward_channels(const Geometry &g, const Header &p, Range channels
             for (int64_t tap = 0; tap < g.kernel; ++tap) {
                 const int32_t k = ptr[channel * g.kernel + tap], n = ptr[channel * g.kernel + tap + 1] - k;
                 if (!n && !(DX && fresh)) continue;
-                const int64_t at = (channel - channels.first) * plane + (g.shift[tap] + line * g.in_line) * g.lanes;
-                column_line<DX, DW>(row + k, values + k, n, dy_line, out_row, DW ? x + at : nullptr, DX ? dx + at : nullptr,
-                                    length, fresh, DW ? dw + k : nullptr);
+                const int64_t at =
+                    (channel - channels.first) * plane + (g.shift[tap] + line * g.in_line) * g.lanes;
+                column_line<DX, DW>(row + k, values + k, n, dy_line, out_row, DW ? x + at : nullptr,
+                                    DX ? dx + at : nullptr, length, fresh, DW ? dw + k : nullptr);
             }
         }
     }
@@ -103,16 +108,18 @@ static void add_bias(const Geometry &g, const float *dy, float *db, Range rows) 
     const int64_t out_row = g.out_pixels * g.lanes;
     for (int64_t row = rows.first; row < rows.last; ++row) {
         vec sum = {};
-        for (int64_t i = 0; i < out_row; i += W) sum += load(dy + row * out_row + i);
+        for (int64_t i = 0; i < out_row; i += W)
+            sum += load(dy + row * out_row + i);
         db[row] += sums(sum, vec{}, vec{}, vec{})[0];
     }
 }
 
 // How one call is divided, and where its scratch lies (floats from the start).
 struct BackwardPlan {
-    bool by_tile;   // each thread its own tiles and its own sums for dw; else its own channels, and no sums to add up
-    bool keep_x, keep_dy, keep_dx;  // used where they lie
-    int64_t strip;  // channels packed, computed and unpacked together
+    bool by_tile; // each thread its own tiles and its own sums for dw; else its own channels, and no sums to
+                  // add up
+    bool keep_x, keep_dy, keep_dx; // used where they lie
+    int64_t strip;                 // channels packed, computed and unpacked together
     int64_t dy, x, dx, part, total;
 
     BackwardPlan(const Geometry &g, const Header &p, int threads) {
@@ -140,7 +147,8 @@ struct BackwardCall {
     template <class Row>
     void compute(int thread, const float *out, int64_t tile, Range channels, float *own_dw) const {
         const int64_t plane = g.plane * g.lanes, length = live_length(g, tile);
-        float *own_x = scratch + plan.x + thread * plan.strip * plane, *own_dx = scratch + plan.dx + thread * plan.strip * plane;
+        float *own_x = scratch + plan.x + thread * plan.strip * plane,
+              *own_dx = scratch + plan.dx + thread * plan.strip * plane;
         for (int64_t c = channels.first; c < channels.last; c += plan.strip) {
             const Range strip = {c, c + plan.strip < channels.last ? c + plan.strip : channels.last};
             const int64_t at = (tile * g.channels + c) * plane;
@@ -180,20 +188,24 @@ struct BackwardCall {
         const Range weights = even_share(p.nnz, team, thread), rows = even_share(p.rows, team, thread);
         for (int other = 1; other < team; ++other) {
             const float *add = scratch + plan.part + (other - 1) * round16(p.nnz + p.rows);
-            for (int64_t i = weights.first; dw && i < weights.last; ++i) dw[i] += add[i];
-            for (int64_t i = rows.first; db && i < rows.last; ++i) db[i] += add[p.nnz + i];
+            for (int64_t i = weights.first; dw && i < weights.last; ++i)
+                dw[i] += add[i];
+            for (int64_t i = rows.first; db && i < rows.last; ++i)
+                db[i] += add[p.nnz + i];
         }
     }
 
     template <class Row> void by_channel(int thread, int team) const {
         const int32_t *ptr = section<int32_t>(p, p.col_ptr);
         const int64_t out_row = g.out_pixels * g.lanes;
-        const Range rows = even_share(p.rows, team, thread), channels = fair_share(ptr, g.kernel, g.channels, 2, team, thread);
+        const Range rows = even_share(p.rows, team, thread),
+                    channels = fair_share(ptr, g.kernel, g.channels, 2, team, thread);
         const int32_t first = ptr[channels.first * g.kernel], last = ptr[channels.last * g.kernel];
         if (dw) clear(dw + first, last - first);
         if (db) clear(db + rows.first, rows.last - rows.first);
         for (int64_t t = 0; !plan.keep_dy && t < g.tiles; ++t)
-            pack_part(g, output_of(g, p.rows), dy, scratch + plan.dy + (t * p.rows + rows.first) * out_row, t, rows);
+            pack_part(g, output_of(g, p.rows), dy, scratch + plan.dy + (t * p.rows + rows.first) * out_row, t,
+                      rows);
 #pragma omp barrier
         for (int64_t t = 0; t < g.tiles; ++t) {
             const float *out = (plan.keep_dy ? dy : scratch + plan.dy) + t * p.rows * out_row;
@@ -209,8 +221,8 @@ struct BackwardCall {
 };
 
 // dx, dw and db may each be null.
-static void backward(const Geometry &g, const Header &p, const float *x, const float *dy, const float *values, float *dx,
-                     float *dw, float *db, float *scratch, int threads) {
+static void backward(const Geometry &g, const Header &p, const float *x, const float *dy, const float *values,
+                     float *dx, float *dw, float *db, float *scratch, int threads) {
     const BackwardCall call{g, p, x, dy, values, dx, dw, db, scratch, {g, p, threads}};
 #pragma omp parallel num_threads(threads)
     {
@@ -219,4 +231,4 @@ static void backward(const Geometry &g, const Header &p, const float *x, const f
     }
 }
 
-}  // namespace startsparse::SS_ISA
+} // namespace startsparse::SS_ISA

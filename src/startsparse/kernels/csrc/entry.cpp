@@ -1,4 +1,5 @@
-// The exported functions: they check what can be checked in constant time, choose the instruction set, and hand over.
+// The exported functions: they check what can be checked in constant time, choose the instruction set, and
+// hand over.
 #include <cstdlib>
 #include <cstring>
 
@@ -22,7 +23,8 @@ const Kernels *best() {
     if (wanted("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
         return &avx512::kernels;
-    if (wanted("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2::kernels;
+    if (wanted("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return &avx2::kernels;
 #endif
     (void)wanted;
     return &portable::kernels;
@@ -34,9 +36,11 @@ const Kernels &kernels() { return *chosen; }
 
 Status check(const void *buffer, int64_t bytes) {
     const auto *p = static_cast<const Header *>(buffer);
-    if (!p || bytes < int64_t(sizeof(Header)) || reinterpret_cast<uintptr_t>(buffer) % alignof(Header)) return BAD_PATTERN;
+    if (!p || bytes < int64_t(sizeof(Header)) || reinterpret_cast<uintptr_t>(buffer) % alignof(Header))
+        return BAD_PATTERN;
     Header expected = *p;
-    if (p->magic != MAGIC || p->rows < 0 || p->cols < 0 || p->nnz < 0 || p->groups < 1 || p->block < 1) return BAD_PATTERN;
+    if (p->magic != MAGIC || p->rows < 0 || p->cols < 0 || p->nnz < 0 || p->groups < 1 || p->block < 1)
+        return BAD_PATTERN;
     if (lay_out(expected) != bytes || std::memcmp(&expected, p, sizeof expected)) return BAD_PATTERN;
     return OK;
 }
@@ -49,8 +53,8 @@ Status check(const Geometry &g, const void *buffer, int64_t bytes) {
     return OK;
 }
 
-}  // namespace
-}  // namespace startsparse
+} // namespace
+} // namespace startsparse
 
 using namespace startsparse;
 
@@ -72,8 +76,8 @@ SS_EXPORT int64_t ss_pattern_bytes(int64_t rows, int64_t cols, int64_t groups, i
     return lay_out(p);
 }
 
-SS_EXPORT int32_t ss_pattern_build(void *buffer, int64_t rows, int64_t cols, int64_t groups, int64_t nnz, int64_t block,
-                                   const void *position, int32_t wide) {
+SS_EXPORT int32_t ss_pattern_build(void *buffer, int64_t rows, int64_t cols, int64_t groups, int64_t nnz,
+                                   int64_t block, const void *position, int32_t wide) {
     auto *p = static_cast<Header *>(buffer);
     *p = Header{0, 0, rows, cols, groups, nnz, block, 0, 0, 0, 0, 0, 0, 0, 0, 0};
     lay_out(*p);
@@ -86,8 +90,8 @@ SS_EXPORT int32_t ss_pattern_row_major(const void *buffer, int64_t bytes, int64_
     return OK;
 }
 
-SS_EXPORT int32_t ss_pattern_sources(const void *before, int64_t before_bytes, const void *now, int64_t now_bytes,
-                                     int32_t *from, int32_t threads) {
+SS_EXPORT int32_t ss_pattern_sources(const void *before, int64_t before_bytes, const void *now,
+                                     int64_t now_bytes, int32_t *from, int32_t threads) {
     if (const Status status = check(before, before_bytes)) return status;
     if (const Status status = check(now, now_bytes)) return status;
     const auto *a = static_cast<const Header *>(before), *b = static_cast<const Header *>(now);
@@ -96,7 +100,8 @@ SS_EXPORT int32_t ss_pattern_sources(const void *before, int64_t before_bytes, c
     return OK;
 }
 
-SS_EXPORT int32_t ss_take(const void *old, const int32_t *from, int64_t n, int64_t item_bytes, void *now, int32_t threads) {
+SS_EXPORT int32_t ss_take(const void *old, const int32_t *from, int64_t n, int64_t item_bytes, void *now,
+                          int32_t threads) {
     return take_items(old, from, n, item_bytes, now, threads);
 }
 
@@ -106,8 +111,9 @@ SS_EXPORT int32_t ss_merge_positions(const int64_t *old, int64_t n, const int64_
 }
 
 // Both passes return 0, a status, or minus the floats of scratch they need where `capacity` is less.
-SS_EXPORT int64_t ss_forward(const Geometry *g, const void *pattern, int64_t bytes, const float *x, const float *values,
-                             const float *bias, float *y, float *scratch, int64_t capacity, int32_t threads) {
+SS_EXPORT int64_t ss_forward(const Geometry *g, const void *pattern, int64_t bytes, const float *x,
+                             const float *values, const float *bias, float *y, float *scratch,
+                             int64_t capacity, int32_t threads) {
     if (const Status status = check(*g, pattern, bytes)) return status;
     const auto *p = static_cast<const Header *>(pattern);
     const int64_t need = kernels().forward_scratch(*g, *p, threads);
@@ -117,9 +123,9 @@ SS_EXPORT int64_t ss_forward(const Geometry *g, const void *pattern, int64_t byt
 }
 
 // dx, dw and db may each be null: then that gradient is not computed.
-SS_EXPORT int64_t ss_backward(const Geometry *g, const void *pattern, int64_t bytes, const float *x, const float *dy,
-                              const float *values, float *dx, float *dw, float *db, float *scratch, int64_t capacity,
-                              int32_t threads) {
+SS_EXPORT int64_t ss_backward(const Geometry *g, const void *pattern, int64_t bytes, const float *x,
+                              const float *dy, const float *values, float *dx, float *dw, float *db,
+                              float *scratch, int64_t capacity, int32_t threads) {
     if (const Status status = check(*g, pattern, bytes)) return status;
     const auto *p = static_cast<const Header *>(pattern);
     const int64_t need = kernels().backward_scratch(*g, *p, threads);
@@ -128,7 +134,9 @@ SS_EXPORT int64_t ss_backward(const Geometry *g, const void *pattern, int64_t by
     return OK;
 }
 
-SS_EXPORT void ss_pack(const Geometry *g, const float *x, float *xb, int32_t threads) { kernels().pack(*g, x, xb, threads); }
+SS_EXPORT void ss_pack(const Geometry *g, const float *x, float *xb, int32_t threads) {
+    kernels().pack(*g, x, xb, threads);
+}
 
 SS_EXPORT void ss_unpack(const Geometry *g, const float *xb, float *x, int32_t threads) {
     kernels().unpack(*g, xb, x, threads);

@@ -7,14 +7,15 @@
 
 namespace startsparse::SS_ISA {
 
-// Where a row's weights come from: a table made for this call, or straight from the pattern where each is used but once.
+// Where a row's weights come from: a table made for this call, or straight from the pattern where each is
+// used but once.
 struct FromTable {
     const Entry *table;
     int64_t offset(int32_t i) const { return table[i].offset; }
     float value(int32_t i) const { return table[i].value; }
 };
 
-template <class Column> struct FromPattern {  // of a layer with one tap per channel
+template <class Column> struct FromPattern { // of a layer with one tap per channel
     const Column *column;
     const int32_t *from;
     const float *values;
@@ -25,31 +26,37 @@ template <class Column> struct FromPattern {  // of a layer with one tap per cha
 
 // N vectors of one row and line: start from the bias or from what earlier blocks left, add weights i to end.
 template <int N, class Source>
-static inline void row_chunk(Source w, int32_t i, int32_t end, const char *in, float *out, bool start, float bias) {
+static inline void row_chunk(Source w, int32_t i, int32_t end, const char *in, float *out, bool start,
+                             float bias) {
     vec sum[N];
     if (start) {
 #pragma GCC unroll 8
-        for (int v = 0; v < N; ++v) sum[v] = vec{} + bias;
+        for (int v = 0; v < N; ++v)
+            sum[v] = vec{} + bias;
     } else {
 #pragma GCC unroll 8
-        for (int v = 0; v < N; ++v) sum[v] = load(out + v * W);
+        for (int v = 0; v < N; ++v)
+            sum[v] = load(out + v * W);
     }
     for (; i < end; ++i) {
         const float *x = reinterpret_cast<const float *>(in + w.offset(i));
         const float value = w.value(i);
 #pragma GCC unroll 8
-        for (int v = 0; v < N; ++v) sum[v] += value * load(x + v * W);
+        for (int v = 0; v < N; ++v)
+            sum[v] += value * load(x + v * W);
     }
 #pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) store(out + v * W, sum[v]);
+    for (int v = 0; v < N; ++v)
+        store(out + v * W, sum[v]);
 }
 
 template <class Source>
-static inline void row_line(Source w, int32_t i, int32_t end, const float *in, float *out, int64_t length, bool start,
-                            float bias) {
+static inline void row_line(Source w, int32_t i, int32_t end, const float *in, float *out, int64_t length,
+                            bool start, float bias) {
     int64_t f = 0;
     const auto at = [in](int64_t f) { return reinterpret_cast<const char *>(in + f); };
-    for (; f + 8 * W <= length; f += 8 * W) row_chunk<8>(w, i, end, at(f), out + f, start, bias);
+    for (; f + 8 * W <= length; f += 8 * W)
+        row_chunk<8>(w, i, end, at(f), out + f, start, bias);
     if (f + 4 * W <= length) row_chunk<4>(w, i, end, at(f), out + f, start, bias), f += 4 * W;
     if (f + 2 * W <= length) row_chunk<2>(w, i, end, at(f), out + f, start, bias), f += 2 * W;
     if (f + W <= length) row_chunk<1>(w, i, end, at(f), out + f, start, bias);
@@ -63,8 +70,8 @@ static inline int64_t live_length(const Geometry &g, int64_t tile) {
 
 // Some rows of one tile; `in` is the tile, `out` the first of the rows.
 template <class Source>
-static void forward_rows(const Geometry &g, const Header &p, Range rows, int64_t length, Source w, const float *bias,
-                         const float *in, float *out) {
+static void forward_rows(const Geometry &g, const Header &p, Range rows, int64_t length, Source w,
+                         const float *bias, const float *in, float *out) {
     const int32_t *segment = section<int32_t>(p, p.segment_ptr);
     const int64_t out_row = g.out_pixels * g.lanes;
     for (int64_t line = 0; line < g.lines; ++line) {
@@ -74,8 +81,8 @@ static void forward_rows(const Geometry &g, const Header &p, Range rows, int64_t
             const int32_t *ptr = segment + block * p.rows;
             for (int64_t row = rows.first; row < rows.last; ++row) {
                 if (block && ptr[row] == ptr[row + 1]) continue;
-                row_line(w, ptr[row], ptr[row + 1], in_line, out_line + (row - rows.first) * out_row, length, block == 0,
-                         bias ? bias[row] : 0.0f);
+                row_line(w, ptr[row], ptr[row + 1], in_line, out_line + (row - rows.first) * out_row, length,
+                         block == 0, bias ? bias[row] : 0.0f);
             }
         }
     }
@@ -86,18 +93,22 @@ template <class Column>
 static void fill_table(const Geometry &g, const Header &p, const float *values, Entry *table, Range share) {
     const Column *column = section<Column>(p, p.forward_col);
     const int32_t *from = section<int32_t>(p, p.forward_value);
-    const uint32_t kernel = uint32_t(g.kernel), pixel_bytes = uint32_t(g.lanes * 4), channel_bytes = uint32_t(g.plane) * pixel_bytes;
+    const uint32_t kernel = uint32_t(g.kernel), pixel_bytes = uint32_t(g.lanes * 4),
+                   channel_bytes = uint32_t(g.plane) * pixel_bytes;
     for (int64_t i = share.first; i < share.last; ++i) {
         const uint32_t c = column[i], channel = kernel == 1 ? c : c / kernel;
-        table[i] = {channel * channel_bytes + uint32_t(g.shift[c - channel * kernel]) * pixel_bytes, values[from[i]]};
+        table[i] = {channel * channel_bytes + uint32_t(g.shift[c - channel * kernel]) * pixel_bytes,
+                    values[from[i]]};
     }
 }
 
-// How one call is divided, and where its scratch lies (floats from the start). Python asks for `total` beforehand.
+// How one call is divided, and where its scratch lies (floats from the start). Python asks for `total`
+// beforehand.
 struct ForwardPlan {
-    bool by_tile;   // each thread its own tiles, so that no activation crosses from core to core; else its own rows
+    bool by_tile; // each thread its own tiles, so that no activation crosses from core to core; else its own
+                  // rows
     bool tabled;
-    int64_t strip;  // rows computed before they are unpacked, while they are in cache
+    int64_t strip; // rows computed before they are unpacked, while they are in cache
     int64_t table, x, y, total;
 
     ForwardPlan(const Geometry &g, const Header &p, int threads) {
@@ -120,11 +131,13 @@ struct ForwardCall {
     float *y, *scratch;
     ForwardPlan plan;
 
-    template <class Source> void compute(Source w, int thread, const float *in, int64_t tile, Range rows) const {
+    template <class Source>
+    void compute(Source w, int thread, const float *in, int64_t tile, Range rows) const {
         const int64_t out_row = g.out_pixels * g.lanes;
         for (int64_t r = rows.first; r < rows.last; r += plan.strip) {
             const Range strip = {r, r + plan.strip < rows.last ? r + plan.strip : rows.last};
-            float *out = g.blocked ? y + (tile * p.rows + r) * out_row : scratch + plan.y + thread * plan.strip * out_row;
+            float *out = g.blocked ? y + (tile * p.rows + r) * out_row
+                                   : scratch + plan.y + thread * plan.strip * out_row;
             forward_rows(g, p, strip, live_length(g, tile), w, bias, in, out);
             if (!g.blocked) unpack_part(g, output_of(g, p.rows), out, y, tile, strip);
         }
@@ -137,7 +150,8 @@ struct ForwardCall {
         for (int64_t t = tiles.first; t < tiles.last; ++t) {
             float *own = scratch + plan.x + (plan.by_tile ? thread : t) * in_tile;
             if (plan.by_tile && !in_place(g)) pack_part(g, input_of(g), x, own, t, {0, g.channels});
-            compute(w, thread, in_place(g) ? x + t * in_tile : own, t, plan.by_tile ? Range{0, p.rows} : rows);
+            compute(w, thread, in_place(g) ? x + t * in_tile : own, t,
+                    plan.by_tile ? Range{0, p.rows} : rows);
         }
     }
 
@@ -147,18 +161,21 @@ struct ForwardCall {
         if (plan.tabled) fill_table<Column>(g, p, values, table, even_share(p.nnz, team, thread));
         const Range channels = even_share(g.channels, team, thread);
         for (int64_t t = 0; shared_x && t < g.tiles; ++t)
-            pack_part(g, input_of(g), x, scratch + plan.x + (t * g.channels + channels.first) * g.plane * g.lanes, t, channels);
+            pack_part(g, input_of(g), x,
+                      scratch + plan.x + (t * g.channels + channels.first) * g.plane * g.lanes, t, channels);
         if (plan.tabled || shared_x) {
 #pragma omp barrier
         }
         if (plan.tabled) share(FromTable{table}, thread, team);
-        else share(FromPattern<Column>{section<Column>(p, p.forward_col), section<int32_t>(p, p.forward_value), values,
-                                       g.plane * g.lanes * 4}, thread, team);
+        else
+            share(FromPattern<Column>{section<Column>(p, p.forward_col), section<int32_t>(p, p.forward_value),
+                                      values, g.plane * g.lanes * 4},
+                  thread, team);
     }
 };
 
-static void forward(const Geometry &g, const Header &p, const float *x, const float *values, const float *bias, float *y,
-                    float *scratch, int threads) {
+static void forward(const Geometry &g, const Header &p, const float *x, const float *values,
+                    const float *bias, float *y, float *scratch, int threads) {
     const ForwardCall call{g, p, x, values, bias, y, scratch, {g, p, threads}};
 #pragma omp parallel num_threads(threads)
     {
@@ -167,4 +184,4 @@ static void forward(const Geometry &g, const Header &p, const float *x, const fl
     }
 }
 
-}  // namespace startsparse::SS_ISA
+} // namespace startsparse::SS_ISA

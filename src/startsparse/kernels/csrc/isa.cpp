@@ -10,7 +10,8 @@ static void pack(const Geometry &g, const float *x, float *xb, int threads) {
     {
         const Range channels = even_share(g.channels, omp_get_num_threads(), omp_get_thread_num());
         for (int64_t t = 0; t < g.tiles; ++t)
-            pack_part(g, input_of(g), x, xb + (t * g.channels + channels.first) * g.plane * g.lanes, t, channels);
+            pack_part(g, input_of(g), x, xb + (t * g.channels + channels.first) * g.plane * g.lanes, t,
+                      channels);
     }
 }
 
@@ -19,11 +20,14 @@ static void unpack(const Geometry &g, const float *xb, float *x, int threads) {
     {
         const Range channels = even_share(g.channels, omp_get_num_threads(), omp_get_thread_num());
         for (int64_t t = 0; t < g.tiles; ++t)
-            unpack_part(g, input_of(g), xb + (t * g.channels + channels.first) * g.plane * g.lanes, x, t, channels);
+            unpack_part(g, input_of(g), xb + (t * g.channels + channels.first) * g.plane * g.lanes, x, t,
+                        channels);
     }
 }
 
-static int64_t forward_scratch(const Geometry &g, const Header &p, int threads) { return ForwardPlan(g, p, threads).total; }
+static int64_t forward_scratch(const Geometry &g, const Header &p, int threads) {
+    return ForwardPlan(g, p, threads).total;
+}
 
 static int64_t backward_scratch(const Geometry &g, const Header &p, int threads) {
     return BackwardPlan(g, p, threads).total;
@@ -32,5 +36,5 @@ static int64_t backward_scratch(const Geometry &g, const Header &p, int threads)
 extern const Kernels kernels;
 const Kernels kernels = {W, forward, backward, forward_scratch, backward_scratch, pack, unpack};
 
-}  // namespace SS_ISA
-}  // namespace startsparse
+} // namespace SS_ISA
+} // namespace startsparse

@@ -15,21 +15,23 @@ static inline int64_t items_in(const Geometry &g, int64_t tile) {
 }
 
 static inline void clear(float *p, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) p[i] = 0.0f;
+    for (int64_t i = 0; i < n; ++i)
+        p[i] = 0.0f;
 }
 
 // `width` row-major features of `items` items -> `width` blocked features; lanes without an item become zero.
 // `place` tells where each feature goes (in features); null: one after the other.
-static void pack_run(const float *x, int64_t stride, int64_t items, int64_t width, int64_t lanes, const int32_t *place,
-                     float *out) {
+static void pack_run(const float *x, int64_t stride, int64_t items, int64_t width, int64_t lanes,
+                     const int32_t *place, float *out) {
     const int64_t whole = items / W * W;
     for (int64_t f = 0; f < width; f += W) {
-        if (width - f < W && width >= W) f = width - W;  // the last step overlaps the one before
+        if (width - f < W && width >= W) f = width - W; // the last step overlaps the one before
         if (width >= W) {
             for (int64_t b = 0; b < whole; b += W) {
                 vec row[W];
 #pragma GCC unroll 16
-                for (int i = 0; i < W; ++i) row[i] = load(x + (b + i) * stride + f);
+                for (int i = 0; i < W; ++i)
+                    row[i] = load(x + (b + i) * stride + f);
                 transpose(row);
 #pragma GCC unroll 16
                 for (int i = 0; i < W; ++i) {
@@ -42,13 +44,14 @@ static void pack_run(const float *x, int64_t stride, int64_t items, int64_t widt
         for (int64_t i = f; i < end && begin < lanes; ++i) {
             const int64_t at = place ? place[i] : i;
             if (at < 0) continue;
-            for (int64_t b = begin; b < lanes; ++b) out[at * lanes + b] = b < items ? x[b * stride + i] : 0.0f;
+            for (int64_t b = begin; b < lanes; ++b)
+                out[at * lanes + b] = b < items ? x[b * stride + i] : 0.0f;
         }
     }
 }
 
-static void unpack_run(const float *in, int64_t stride, int64_t items, int64_t width, int64_t lanes, const int32_t *place,
-                       float *x) {
+static void unpack_run(const float *in, int64_t stride, int64_t items, int64_t width, int64_t lanes,
+                       const int32_t *place, float *x) {
     const int64_t whole = items / W * W;
     for (int64_t f = 0; f < width; f += W) {
         if (width - f < W && width >= W) f = width - W;
@@ -62,37 +65,43 @@ static void unpack_run(const float *in, int64_t stride, int64_t items, int64_t w
                 }
                 transpose(row);
 #pragma GCC unroll 16
-                for (int i = 0; i < W; ++i) store(x + (b + i) * stride + f, row[i]);
+                for (int i = 0; i < W; ++i)
+                    store(x + (b + i) * stride + f, row[i]);
             }
         }
         const int64_t end = f + W < width ? f + W : width, begin = width >= W ? whole : 0;
         for (int64_t i = f; i < end; ++i) {
             const int64_t at = place ? place[i] : i;
-            for (int64_t b = begin; b < items; ++b) x[b * stride + i] = at >= 0 ? in[at * lanes + b] : 0.0f;
+            for (int64_t b = begin; b < items; ++b)
+                x[b * stride + i] = at >= 0 ? in[at * lanes + b] : 0.0f;
         }
     }
 }
 
 // Blocked pixels -> padded blocked pixels (or back), lanes without an item cleared.
-static void copy_in(const float *x, int64_t items, int64_t pixels, int64_t lanes, const int32_t *place, float *out) {
+static void copy_in(const float *x, int64_t items, int64_t pixels, int64_t lanes, const int32_t *place,
+                    float *out) {
     for (int64_t i = 0; i < pixels; ++i) {
         const int64_t at = place ? place[i] : i;
         if (at < 0) continue;
-        for (int64_t b = 0; b < lanes; ++b) out[at * lanes + b] = b < items ? x[i * lanes + b] : 0.0f;
+        for (int64_t b = 0; b < lanes; ++b)
+            out[at * lanes + b] = b < items ? x[i * lanes + b] : 0.0f;
     }
 }
 
 static void copy_out(const float *in, int64_t pixels, int64_t lanes, const int32_t *place, float *x) {
     for (int64_t i = 0; i < pixels; ++i) {
         const int64_t at = place[i];
-        for (int64_t b = 0; b < lanes; ++b) x[i * lanes + b] = at >= 0 ? in[at * lanes + b] : 0.0f;
+        for (int64_t b = 0; b < lanes; ++b)
+            x[i * lanes + b] = at >= 0 ? in[at * lanes + b] : 0.0f;
     }
 }
 
 // Features that one step packs where pixels are not moved about; a whole channel where they are.
 constexpr int64_t RUN = 64;
 
-// Features of a linear layer that are computed together, while their part of a tile is in the first-level cache.
+// Features of a linear layer that are computed together, while their part of a tile is in the first-level
+// cache.
 constexpr int64_t STRIP = 128;
 
 static inline int64_t round16(int64_t floats) { return (floats + 15) / 16 * 16; }
@@ -104,10 +113,13 @@ struct Image {
 };
 
 static inline Image input_of(const Geometry &g) { return {g.channels, g.pixels, g.plane, g.place}; }
-static inline Image output_of(const Geometry &g, int64_t rows) { return {rows, g.out_pixels, g.out_pixels, nullptr}; }
+static inline Image output_of(const Geometry &g, int64_t rows) {
+    return {rows, g.out_pixels, g.out_pixels, nullptr};
+}
 
 // Row-major (or blocked) x -> blocked, for some channels of one tile; `out` is where the first channel goes.
-static void pack_part(const Geometry &g, const Image &m, const float *x, float *out, int64_t tile, Range channels) {
+static void pack_part(const Geometry &g, const Image &m, const float *x, float *out, int64_t tile,
+                      Range channels) {
     const int64_t features = m.channels * m.pixels, run = m.place ? m.pixels : RUN, items = items_in(g, tile);
     const int64_t begin = channels.first * m.pixels, end = channels.last * m.pixels;
     for (int64_t f = begin; f < end; f += run, out += (m.place ? m.plane : run) * g.lanes) {
@@ -119,7 +131,8 @@ static void pack_part(const Geometry &g, const Image &m, const float *x, float *
 }
 
 // The way back; `in` is where the first channel lies.
-static void unpack_part(const Geometry &g, const Image &m, const float *in, float *x, int64_t tile, Range channels) {
+static void unpack_part(const Geometry &g, const Image &m, const float *in, float *x, int64_t tile,
+                        Range channels) {
     const int64_t features = m.channels * m.pixels, run = m.place ? m.pixels : RUN, items = items_in(g, tile);
     const int64_t begin = channels.first * m.pixels, end = channels.last * m.pixels;
     for (int64_t f = begin; f < end; f += run, in += (m.place ? m.plane : run) * g.lanes) {
@@ -129,4 +142,4 @@ static void unpack_part(const Geometry &g, const Image &m, const float *in, floa
     }
 }
 
-}  // namespace startsparse::SS_ISA
+} // namespace startsparse::SS_ISA

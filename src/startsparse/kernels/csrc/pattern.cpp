@@ -8,10 +8,12 @@ namespace {
 
 int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Walks row-major positions in order, and knows each one's row, column, block and global column without dividing.
+// Walks row-major positions in order, and knows each one's row, column, block and global column without
+// dividing.
 struct Walk {
     int64_t rows, cols, block, rows_per_group;
-    int64_t row = 0, row_start = 0, column = 0, global = 0, in_block = 0, block_end = 0, group_end = 0, group_start = 0;
+    int64_t row = 0, row_start = 0, column = 0, global = 0, in_block = 0, block_end = 0, group_end = 0,
+            group_start = 0;
 
     Walk(const Header &p)
         : rows(p.rows), cols(p.cols), block(p.block), rows_per_group(p.rows / p.groups), block_end(p.block),
@@ -23,10 +25,12 @@ struct Walk {
             row_start = row * cols;
             in_block = 0;
             block_end = block;
-            while (row >= group_end) group_end += rows_per_group, group_start += cols;
+            while (row >= group_end)
+                group_end += rows_per_group, group_start += cols;
         }
         column = position - row_start;
-        while (column >= block_end) block_end += block, ++in_block;
+        while (column >= block_end)
+            block_end += block, ++in_block;
         global = group_start + column;
     }
 };
@@ -43,11 +47,13 @@ template <class Position> Status check(const Position *position, const Header &p
     return OK;
 }
 
-void to_starts(int32_t *count, int64_t n) {  // count[i + 1] items of kind i -> first of kind i, n + 1 entries
-    for (int64_t i = 0; i < n; ++i) count[i + 1] += count[i];
+void to_starts(int32_t *count, int64_t n) { // count[i + 1] items of kind i -> first of kind i, n + 1 entries
+    for (int64_t i = 0; i < n; ++i)
+        count[i + 1] += count[i];
 }
 
-void rewind(int32_t *cursor, int64_t n) {  // undoes the advance of n cursors that each reached the next one's start
+void rewind(int32_t *cursor,
+            int64_t n) { // undoes the advance of n cursors that each reached the next one's start
     std::memmove(cursor + 1, cursor, size_t(n) * sizeof(int32_t));
     cursor[0] = 0;
 }
@@ -67,7 +73,8 @@ template <class Position, class Row, class Column> void fill(const Position *pos
     Walk count(p);
     for (int64_t i = 0; i < p.nnz; ++i) {
         count.to(int64_t(position[i]));
-        ++col_ptr[count.global + 1], ++row_ptr[count.row + 1], ++segment[count.in_block * p.rows + count.row + 1];
+        ++col_ptr[count.global + 1], ++row_ptr[count.row + 1],
+            ++segment[count.in_block * p.rows + count.row + 1];
     }
     to_starts(col_ptr, global_cols), to_starts(row_ptr, p.rows), to_starts(segment, segments);
 
@@ -90,16 +97,20 @@ template <class Position> Status build(const Position *position, Header &p) {
     return OK;
 }
 
-// For each weight of `now`, in value order: where `before` kept it, or -1. Both list a column's rows ascending.
-template <class Before, class Now> void source(const Header &before, const Header &now, int32_t *from, int threads) {
-    const int32_t *old_ptr = section<int32_t>(before, before.col_ptr), *new_ptr = section<int32_t>(now, now.col_ptr);
+// For each weight of `now`, in value order: where `before` kept it, or -1. Both list a column's rows
+// ascending.
+template <class Before, class Now>
+void source(const Header &before, const Header &now, int32_t *from, int threads) {
+    const int32_t *old_ptr = section<int32_t>(before, before.col_ptr),
+                  *new_ptr = section<int32_t>(now, now.col_ptr);
     const Before *old_row = section<Before>(before, before.row_index);
     const Now *new_row = section<Now>(now, now.row_index);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t c = 0; c < now.groups * now.cols; ++c) {
         int32_t i = old_ptr[c];
         for (int32_t k = new_ptr[c]; k < new_ptr[c + 1]; ++k) {
-            while (i < old_ptr[c + 1] && uint32_t(old_row[i]) < uint32_t(new_row[k])) ++i;
+            while (i < old_ptr[c + 1] && uint32_t(old_row[i]) < uint32_t(new_row[k]))
+                ++i;
             from[k] = i < old_ptr[c + 1] && uint32_t(old_row[i]) == uint32_t(new_row[k]) ? i : -1;
         }
     }
@@ -107,10 +118,11 @@ template <class Before, class Now> void source(const Header &before, const Heade
 
 template <class Item> void take(const Item *old, const int32_t *from, int64_t n, Item *now, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; ++i) now[i] = from[i] < 0 ? Item{} : old[from[i]];
+    for (int64_t i = 0; i < n; ++i)
+        now[i] = from[i] < 0 ? Item{} : old[from[i]];
 }
 
-}  // namespace
+} // namespace
 
 int64_t lay_out(Header &p) {
     const int64_t global_cols = p.groups * p.cols;
@@ -131,7 +143,8 @@ int64_t lay_out(Header &p) {
 
 Status build_pattern(Header &p, const void *position, bool wide) {
     if (p.nnz > INT32_MAX) return TOO_LARGE;
-    return wide ? build(static_cast<const int64_t *>(position), p) : build(static_cast<const int32_t *>(position), p);
+    return wide ? build(static_cast<const int64_t *>(position), p)
+                : build(static_cast<const int32_t *>(position), p);
 }
 
 void row_major(const Header &p, int64_t *position, int32_t *value) {
@@ -158,13 +171,20 @@ void find_sources(const Header &before, const Header &now, int32_t *from, int th
     else source<uint16_t, uint16_t>(before, now, from, threads);
 }
 
-Status take_items(const void *old, const int32_t *from, int64_t n, int64_t item_bytes, void *now, int threads) {
+Status take_items(const void *old, const int32_t *from, int64_t n, int64_t item_bytes, void *now,
+                  int threads) {
     switch (item_bytes) {
-        case 1: take(static_cast<const uint8_t *>(old), from, n, static_cast<uint8_t *>(now), threads); return OK;
-        case 2: take(static_cast<const uint16_t *>(old), from, n, static_cast<uint16_t *>(now), threads); return OK;
-        case 4: take(static_cast<const uint32_t *>(old), from, n, static_cast<uint32_t *>(now), threads); return OK;
-        case 8: take(static_cast<const uint64_t *>(old), from, n, static_cast<uint64_t *>(now), threads); return OK;
-        default: return MISMATCH;
+    case 1: take(static_cast<const uint8_t *>(old), from, n, static_cast<uint8_t *>(now), threads); return OK;
+    case 2:
+        take(static_cast<const uint16_t *>(old), from, n, static_cast<uint16_t *>(now), threads);
+        return OK;
+    case 4:
+        take(static_cast<const uint32_t *>(old), from, n, static_cast<uint32_t *>(now), threads);
+        return OK;
+    case 8:
+        take(static_cast<const uint64_t *>(old), from, n, static_cast<uint64_t *>(now), threads);
+        return OK;
+    default: return MISMATCH;
     }
 }
 
@@ -176,7 +196,8 @@ Status merge_positions(const int64_t *old, int64_t n, const int64_t *drop, int64
         if (d < drops && drop[d] < limit) return NOT_LIVE;
         const bool dropped = d < drops && drop[d] == limit;
         d += dropped;
-        for (; g < grows && grow[g] < limit; ++g) now[out++] = grow[g];
+        for (; g < grows && grow[g] < limit; ++g)
+            now[out++] = grow[g];
         if (i == n) break;
         const bool grown = g < grows && grow[g] == limit;
         g += grown;
@@ -186,4 +207,4 @@ Status merge_positions(const int64_t *old, int64_t n, const int64_t *drop, int64
     return OK;
 }
 
-}  // namespace startsparse
+} // namespace startsparse

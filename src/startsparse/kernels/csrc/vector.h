@@ -23,12 +23,22 @@ static inline void store(float *p, vec v) { *reinterpret_cast<loose *>(p) = v; }
 static inline vec4 load4(const float *p) { return *reinterpret_cast<const loose4 *>(p); }
 static inline void store4(float *p, vec4 v) { *reinterpret_cast<loose4 *>(p) = v; }
 
-// ---- two-source shuffles with constant indices, for GCC and clang alike ------------------------------------------
+// ---- two-source shuffles with constant indices, for GCC and clang alike
+// ------------------------------------------
 
 template <int N> struct Shape;
-template <> struct Shape<4> { typedef float v __attribute__((vector_size(16))); typedef int32_t i __attribute__((vector_size(16))); };
-template <> struct Shape<8> { typedef float v __attribute__((vector_size(32))); typedef int32_t i __attribute__((vector_size(32))); };
-template <> struct Shape<16> { typedef float v __attribute__((vector_size(64))); typedef int32_t i __attribute__((vector_size(64))); };
+template <> struct Shape<4> {
+    typedef float v __attribute__((vector_size(16)));
+    typedef int32_t i __attribute__((vector_size(16)));
+};
+template <> struct Shape<8> {
+    typedef float v __attribute__((vector_size(32)));
+    typedef int32_t i __attribute__((vector_size(32)));
+};
+template <> struct Shape<16> {
+    typedef float v __attribute__((vector_size(64)));
+    typedef int32_t i __attribute__((vector_size(64)));
+};
 
 template <int... I, class V> static inline V shuffle(V a, V b) {
 #if defined(__clang__)
@@ -59,7 +69,8 @@ static inline void transpose(vec (&row)[W]) {
     if constexpr (W > 8) exchange_all<8>(row);
 }
 
-// ---- sums across lanes ---------------------------------------------------------------------------------------------
+// ---- sums across lanes
+// ---------------------------------------------------------------------------------------------
 
 template <int N> static inline vec4 fold(typename Shape<N>::v v) {
     if constexpr (N == 4) {
@@ -82,13 +93,16 @@ static inline vec4 sums(vec a, vec b, vec c, vec d) {
     return fold<W>(merge<2>(merge<1>(a, b, lanes), merge<1>(c, d, lanes), lanes));
 }
 
-// ---- sharing work --------------------------------------------------------------------------------------------------
+// ---- sharing work
+// --------------------------------------------------------------------------------------------------
 
 struct Range {
     int64_t first, last;
 };
 
-static inline Range even_share(int64_t n, int parts, int part) { return {n * part / parts, n * (part + 1) / parts}; }
+static inline Range even_share(int64_t n, int parts, int part) {
+    return {n * part / parts, n * (part + 1) / parts};
+}
 
 // Shares of equal work, where item i costs `ptr[stride * (i+1)] - ptr[stride * i]` weights plus `fixed`.
 static inline int64_t cut(const int32_t *ptr, int64_t stride, int64_t n, int64_t fixed, int parts, int part) {
@@ -102,8 +116,9 @@ static inline int64_t cut(const int32_t *ptr, int64_t stride, int64_t n, int64_t
     return low;
 }
 
-static inline Range fair_share(const int32_t *ptr, int64_t stride, int64_t n, int64_t fixed, int parts, int part) {
+static inline Range fair_share(const int32_t *ptr, int64_t stride, int64_t n, int64_t fixed, int parts,
+                               int part) {
     return {cut(ptr, stride, n, fixed, parts, part), cut(ptr, stride, n, fixed, parts, part + 1)};
 }
 
-}  // namespace startsparse::SS_ISA
+} // namespace startsparse::SS_ISA
