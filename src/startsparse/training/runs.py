@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from startsparse import artifact
@@ -79,11 +80,18 @@ def validation(bench: Bench) -> dict[str, float]:
     return loop.evaluate(bench.job.model, bench.dataset, bench.dataset.validation, bench.recipe.train.amp)
 
 
+def last_validation(folder: RunFolder) -> dict[str, Any]:
+    """The last validation row of the metrics, which is of the final step; without a held-out part, nothing."""
+    rows = [json.loads(line) for line in folder.metrics.path.read_text().splitlines()]
+    done = [row for row in rows if row["kind"] == "validation"]
+    return done[-1] if done else {"accuracy": None, "loss": None}
+
+
 def finish(bench: Bench, folder: RunFolder) -> dict[str, Any]:
     """The one look at the test part, the compact file, and the figures."""
     recipe, sparsifier, model = bench.recipe, bench.sparsifier, bench.job.model
     test = loop.evaluate(model, bench.dataset, bench.dataset.test, recipe.train.amp)
-    held_out = validation(bench) if len(bench.dataset.validation) else {"accuracy": None, "loss": None}
+    held_out = last_validation(folder)
     artifact.save(sparsifier if sparsifier is not None else model, folder.net)
     result = {
         "test_accuracy": test["accuracy"],
