@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from startsparse import kernels
 
@@ -113,6 +114,27 @@ def test_gradcheck_by_finite_differences():
         up = kernels.sparse_linear(x, values + step, blob, 6, bias)
         down = kernels.sparse_linear(x, values - step, blob, 6, bias)
         torch.testing.assert_close(((up - down) * dy).sum() / 2, gradient[i], rtol=1e-4, atol=1e-4)
+
+
+def test_eager_calls_and_the_operators_agree():
+    x, values, bias, blob, *_ = linear_arguments()
+    direct = kernels.sparse_linear(x, values, blob, 6, bias)
+    assert "Function" in direct.grad_fn.name()  # past the dispatcher
+    through = OPS.sparse_linear(x, values, bias, blob, 6)
+    assert torch.equal(direct, through)
+    dy = torch.randn_like(direct)
+    grads = [torch.autograd.grad(y, (x, values, bias), dy) for y in (direct, through)]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    with torch.device("cpu"):  # a mode that looks on
+        assert torch.equal(kernels.sparse_linear(x, values, blob, 6, bias), direct)
+
+
+def test_activation_checkpointing():
+    x, values, bias, blob, *_ = linear_arguments()
+    call = lambda x: kernels.sparse_linear(x, values, blob, 6, bias)
+    y = torch.utils.checkpoint.checkpoint(call, x, use_reentrant=False)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(dx, torch.autograd.grad(call(x).sum(), x)[0])
 
 
 def test_second_derivatives_are_refused():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-import startsparse.kernels.ops  # noqa: F401  registers the operators
+from startsparse.kernels import eager, ops
 from startsparse.kernels.geometry import Pair, lanes_for
 
 
@@ -31,6 +33,8 @@ def sparse_linear(
     Returns:
         [..., out_features], or blocked [tiles, out_features, lanes].
     """
+    if eager.is_plain(x, values, bias, pattern):
+        return eager.run(ops.LINEAR, x, values, bias, pattern, out_features, batch)
     return torch.ops.startsparse.sparse_linear(x, values, bias, pattern, out_features, batch)
 
 
@@ -65,9 +69,11 @@ def sparse_conv2d(
     Returns:
         [batch, out_channels, out height, out width], or blocked with the lanes last.
     """
-    return torch.ops.startsparse.sparse_conv2d(
-        x, values, bias, pattern, out_channels, kernel_size, stride, padding, dilation, groups, batch
-    )
+    kernel_size, stride, padding, dilation = map(_pair, (kernel_size, stride, padding, dilation))
+    rest = (out_channels, kernel_size, stride, padding, dilation, groups, batch)
+    if eager.is_plain(x, values, bias, pattern):
+        return eager.run(ops.CONV2D, x, values, bias, pattern, *rest)
+    return torch.ops.startsparse.sparse_conv2d(x, values, bias, pattern, *rest)
 
 
 def to_blocked(x: Tensor, lanes: int | None = None) -> Tensor:
@@ -82,3 +88,11 @@ def to_blocked(x: Tensor, lanes: int | None = None) -> Tensor:
 def from_blocked(x: Tensor, batch: int) -> Tensor:
     """[tiles, channels, ..., lanes] -> [batch, channels, ...]."""
     return torch.ops.startsparse.from_blocked(x, batch)
+
+
+def _pair(n: int | Sequence[int]) -> Pair:
+    """A number for both directions, or one for each."""
+    if isinstance(n, int):
+        return n, n
+    vertical, horizontal = n
+    return vertical, horizontal

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from startsparse.kernels import eager
 from startsparse.kernels.checks import (
     check_blocked,
     check_float,
@@ -267,3 +268,9 @@ torch.library.register_autograd(
     setup_context=_remember("from_blocked"),
     lib=_library,
 )
+
+
+# ---- the same passes, for eager calls ------------------------------------------------------------
+
+LINEAR = eager.Layer(_linear_forward, _linear_backward, torch.ops.startsparse.sparse_linear_backward)
+CONV2D = eager.Layer(_conv_forward, _conv_backward, torch.ops.startsparse.sparse_conv2d_backward)
