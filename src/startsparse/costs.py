@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,27 +31,71 @@ def uses_per_sample(
         >>> uses_per_sample(model, find(model), torch.zeros(2, 3, 4, 4))
         ({'0.weight': 16.0, '2.weight': 1.0}, 2)
     """
+    totals = dict.fromkeys(layers, 0)
+
+    def count(name: str, layer: Layer, module: nn.Module, given: Tensor, output: Any) -> None:
+        totals[name] += _positions(layer, module, given, output)
+
+    batch = _trace(model, layers, example_input, count)
+    return {name: total / batch for name, total in totals.items()}, batch
+
+
+def input_shapes(
+    model: nn.Module, layers: Mapping[str, Layer], example_input: Any
+) -> dict[str, tuple[int, ...]]:
+    """The shape of each layer's (last) input in a forward pass; layers that are not called are left out."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, layer: Layer, module: nn.Module, given: Tensor, output: Any) -> None:
+        shapes[name] = tuple(given.shape)
+
+    _ = _trace(model, layers, example_input, note)
+    return shapes
+
+
+def _trace(
+    model: nn.Module, layers: Mapping[str, Layer], example_input: Any, see: Callable[..., None]
+) -> int:
+    """One forward pass in evaluation mode; ``see(name, layer, module, input, output)`` at every use of a weight.
+
+    Returns the batch.
+    """
+    plain = getattr(model, "_orig_mod", model)
     arguments, keywords = _arguments(example_input)
     batch = next(t for t in [*arguments, *keywords.values()] if isinstance(t, Tensor)).shape[0]
-    totals = dict.fromkeys(layers, 0)
     handles = []
     for name, layer in layers.items():
+        for module in _users(plain, layer):
 
-        def count(module, inputs, output, name=name, layer=layer):
-            totals[name] += _positions(layer, inputs, output)
+            def hook(module, inputs, kwargs, output, name=name, layer=layer):
+                given = (
+                    kwargs["query"]
+                    if "query" in kwargs
+                    else next(value for value in (*inputs, *kwargs.values()) if isinstance(value, Tensor))
+                )
+                see(name, layer, module, given, output)
 
-        handles.append(layer.module.register_forward_hook(count))
-    plain = getattr(model, "_orig_mod", model)
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
     modes = {module: module.training for module in plain.modules()}
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it would call no module
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             plain.eval()(*arguments, **keywords)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
         for handle in handles:
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-    return {name: total / batch for name, total in totals.items()}, batch
+    return batch
+
+
+def _users(model: nn.Module, layer: Layer) -> list[nn.Module]:
+    """The modules whose calls use a layer's weight: its owners, and attention for the projection it reads itself."""
+    owners = [m for m in model.modules() if any(p is layer.parameter for p in m._parameters.values())]
+    attentions = {id(m.out_proj): m for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    return [attentions.get(id(owner), owner) for owner in owners]
 
 
 def _arguments(example_input: Any) -> tuple[tuple, dict]:
@@ -60,16 +104,16 @@ def _arguments(example_input: Any) -> tuple[tuple, dict]:
     return (tuple(example_input), {}) if isinstance(example_input, tuple | list) else ((example_input,), {})
 
 
-def _positions(layer: Layer, inputs: tuple, output: Any) -> int:
+def _positions(layer: Layer, module: nn.Module, given: Tensor, output: Any) -> int:
     """Multiply-adds per weight of one call: how many places of the batch the weight is applied at."""
-    if layer.geometry.transposed:
-        return inputs[0].numel() // layer.shape[0]
-    if isinstance(layer.module, nn.Linear):
-        return inputs[0].numel() // layer.shape[1]
-    if isinstance(layer.module, nn.modules.conv._ConvNd):
+    if isinstance(module, nn.MultiheadAttention):
+        return given.numel() // module.embed_dim
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return given.numel() // layer.shape[0]
+    if isinstance(module, nn.Linear):
+        return given.numel() // layer.shape[1]
+    if isinstance(module, nn.modules.conv._ConvNd):
         return output.numel() // layer.shape[0]
-    if isinstance(layer.module, nn.MultiheadAttention):
-        return inputs[0].numel() // layer.module.embed_dim
     return 0  # a look-up, such as an embedding
 
 

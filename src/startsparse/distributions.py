@@ -155,8 +155,10 @@ def densities(
             "or hold fewer layers"
         )
     free = [name for name in sizes if name not in held]
-    if budget > sum(capacity[name] for name in free) + slack:
+    room = sum(capacity[name] for name in free)
+    if budget > room + slack and round(density * sum(sizes.values())) > room + sum(held.values()):
         raise ValueError(_too_large(density, sizes, capacity, held, distribution))
+    budget = min(budget, room)
     wish = {name: base[name] * sizes[name] for name in free}
     counts = held | _water_fill(wish, {name: capacity[name] for name in free}, max(budget, 0.0))
     return {name: counts[name] / sizes[name] if sizes[name] else 0.0 for name in sizes}
@@ -195,6 +197,11 @@ def _wishes(distribution: Distribution, shapes: Shapes, density: float):
         if not found:
             raise ValueError(f"distribution: {pattern!r} matches no layer: {nearest(pattern, list(shapes))}")
         if isinstance(value, str):
+            if pattern != "*":
+                raise ValueError(
+                    f"distribution: {pattern!r} is given the rule {value!r}; a rule is for the layers no density names, "
+                    "under the key '*'"
+                )
             rest = value
             continue
         if not 0 <= value <= 1:
@@ -240,16 +247,30 @@ def allocate(
     """
     shares = densities(distribution, shapes, density, capacity=capacity)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    room = sizes if capacity is None else capacity
     wanted = {name: shares[name] * sizes[name] for name in sizes}
-    counts = {name: min(room[name], math.floor(wanted[name] + 1e-9)) for name in sizes}
-    left = round(density * sum(sizes.values())) - sum(counts.values())
-    for name in sorted(sizes, key=lambda n: counts[n] - wanted[n]):  # stable: the earlier layer wins a tie
+    return whole(wanted, round(density * sum(sizes.values())), sizes if capacity is None else capacity)
+
+
+def whole(wanted: Mapping[str, float], total: int, room: Mapping[str, int]) -> dict[str, int]:
+    """Real-valued counts as integers that add up to ``total``: floors, and the rest to the largest remainders.
+
+    Args:
+        wanted: layer name -> count; they add up to ``total`` but for rounding.
+        total: what the integers add up to.
+        room: the most a layer can hold.
+
+    Example:
+        >>> whole({"a": 1.5, "b": 1.5, "c": 7.0}, 10, {"a": 9, "b": 9, "c": 7})
+        {'a': 2, 'b': 1, 'c': 7}
+    """
+    counts = {name: min(room[name], math.floor(wanted[name] + 1e-9)) for name in wanted}
+    left = total - sum(counts.values())
+    for name in sorted(wanted, key=lambda n: counts[n] - wanted[n]):  # stable: the earlier layer wins a tie
         step = min(max(left, 0), 1, room[name] - counts[name])
         counts[name] += step
         left -= step
     if left:  # every layer of a fractional share is full: the last weights go wherever there is room
-        for name in sizes:
+        for name in wanted:
             step = max(-counts[name], min(left, room[name] - counts[name]))
             counts[name] += step
             left -= step

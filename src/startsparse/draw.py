@@ -66,19 +66,20 @@ class Permutation:
         bits = (size - 1).bit_length()
         self._high, self._low = bits // 2, bits - bits // 2
         raw = words(generator_key, 0, _ROUNDS // 2)
-        self._keys = [np.uint32(raw[i // 2] >> np.uint64(32 * (i % 2)) & 0xFFFFFFFF) for i in range(_ROUNDS)]
+        keys = [np.uint32(raw[i // 2] >> np.uint64(32 * (i % 2)) & 0xFFFFFFFF) for i in range(_ROUNDS)]
+        self._rounds = [(i % 2 == 0, round_key) for i, round_key in enumerate(keys)]
 
     def positions(self, start: int, stop: int) -> np.ndarray:
         """The positions at places ``start`` .. ``stop`` - 1 of the order, int64."""
         if self._order is not None:
             return self._order[start:stop]
-        return self._map(lambda lo, hi: np.arange(start + lo, start + hi), stop - start, self._backward)
+        return self._map(lambda lo, hi: np.arange(start + lo, start + hi), stop - start, self._rounds[::-1])
 
     def ranks(self, positions: np.ndarray) -> np.ndarray:
         """The place of each position in the order, int64: the inverse of ``positions``."""
         if self._ranks is not None:
             return self._ranks[positions]
-        return self._map(lambda lo, hi: positions[lo:hi], len(positions), self._forward)
+        return self._map(lambda lo, hi: positions[lo:hi], len(positions), self._rounds)
 
     def first(self, positions: np.ndarray, count: int) -> np.ndarray:
         """Those ``count`` of the given positions that come first in the order, in rising position."""
@@ -111,52 +112,64 @@ class Permutation:
             start, part = start + part, 2 * part
         return np.sort(np.concatenate(found))
 
-    def _map(self, part, count: int, step) -> np.ndarray:
-        word = np.uint32 if self._high + self._low <= 32 else np.uint64
+    def _map(self, part: Callable[[int, int], np.ndarray], count: int, rounds: _Rounds) -> np.ndarray:
+        """Push values through the network, in chunks, and again those that left the range, until none is outside."""
+        network = _Network(self._high, self._low, rounds)
         out = np.empty(count, np.int64)
         for lo in range(0, count, _CHUNK):
             hi = min(lo + _CHUNK, count)
-            value = step(part(lo, hi).astype(word))
-            outside = np.flatnonzero(value >= self.size)
-            while len(outside):  # walk the cycle until it re-enters the range: a permutation of the range
-                value[outside] = step(value[outside])
-                outside = outside[value[outside] >= self.size]
-            out[lo:hi] = value
+            network(part(lo, hi), out[lo:hi])
+        outside = np.flatnonzero(out >= self.size)
+        while len(outside):  # walking the cycle until it re-enters the range makes a permutation of the range
+            values = out[outside]
+            for lo in range(0, len(values), _CHUNK):
+                network(values[lo : lo + _CHUNK], values[lo : lo + _CHUNK])
+            out[outside] = values
+            outside = outside[values >= self.size]
         return out
 
-    def _forward(self, value: np.ndarray) -> np.ndarray:
-        high, low = self._split(value)
-        for i in range(0, _ROUNDS, 2):
-            low ^= _mix(high, self._keys[i], self._low)
-            high ^= _mix(low, self._keys[i + 1], self._high)
-        return self._join(high, low, value.dtype)
 
-    def _backward(self, value: np.ndarray) -> np.ndarray:
-        high, low = self._split(value)
-        for i in range(_ROUNDS - 2, -1, -2):
-            high ^= _mix(low, self._keys[i + 1], self._high)
-            low ^= _mix(high, self._keys[i], self._low)
-        return self._join(high, low, value.dtype)
-
-    def _split(self, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mask = value.dtype.type((1 << self._low) - 1)
-        shift = value.dtype.type(self._low)
-        return (value >> shift).astype(np.uint32), (value & mask).astype(np.uint32)
-
-    def _join(self, high: np.ndarray, low: np.ndarray, dtype) -> np.ndarray:
-        return (high.astype(dtype) << dtype.type(self._low)) | low
+_Rounds = list[tuple[bool, np.uint32]]  # whether the low half changes, and the round's key
 
 
-def _mix(half: np.ndarray, round_key: np.uint32, bits: int) -> np.ndarray:
-    """The round function: 32-bit multiply and shift, ``bits`` top bits of the result."""
-    x = half * np.uint32(0x9E3779B1)
-    x += round_key
-    x ^= x >> np.uint32(16)
-    x *= np.uint32(0x85EBCA6B)
-    x ^= x >> np.uint32(13)
-    x *= np.uint32(0xC2B2AE35)
-    x >>= np.uint32(32 - bits)
-    return x
+class _Network:
+    """The Feistel network on int64 arrays of at most ``_CHUNK`` values, in buffers that are used again."""
+
+    def __init__(self, high: int, low: int, rounds: _Rounds):
+        self._bits, self._rounds = {True: low, False: high}, rounds
+        self._shift, self._mask = np.int64(low), np.int64((1 << low) - 1)
+        self._buffers = [np.empty(_CHUNK, np.uint32) for _ in range(4)]
+        self._wide = np.empty(_CHUNK, np.int64)
+
+    def __call__(self, values: np.ndarray, out: np.ndarray) -> None:
+        """``out`` = the network of ``values``; both may be the same array."""
+        n = len(values)
+        high, low, mixed, moved = (buffer[:n] for buffer in self._buffers)
+        wide = self._wide[:n]
+        np.right_shift(values, self._shift, out=wide)
+        high[:] = wide
+        np.bitwise_and(values, self._mask, out=wide)
+        low[:] = wide
+        for changes_low, round_key in self._rounds:
+            target, other = (low, high) if changes_low else (high, low)
+            _mix(other, round_key, self._bits[changes_low], mixed, moved)
+            np.bitwise_xor(target, mixed, out=target)
+        out[:] = high
+        np.left_shift(out, self._shift, out=out)
+        np.bitwise_or(out, low, out=out)
+
+
+def _mix(half: np.ndarray, round_key: np.uint32, bits: int, x: np.ndarray, moved: np.ndarray) -> None:
+    """The round function: 32-bit multiply and shift; ``x`` = ``bits`` top bits of the result, ``moved`` is scratch."""
+    np.multiply(half, np.uint32(0x9E3779B1), out=x)
+    np.add(x, round_key, out=x)
+    np.right_shift(x, np.uint32(16), out=moved)
+    np.bitwise_xor(x, moved, out=x)
+    np.multiply(x, np.uint32(0x85EBCA6B), out=x)
+    np.right_shift(x, np.uint32(13), out=moved)
+    np.bitwise_xor(x, moved, out=x)
+    np.multiply(x, np.uint32(0xC2B2AE35), out=x)
+    np.right_shift(x, np.uint32(32 - bits), out=x)
 
 
 def exact(size: int, count: int, seed: int, name: str) -> np.ndarray:
@@ -238,6 +251,15 @@ class Drawn:
         mask = np.zeros(self.size, bool)
         mask[chosen] = True
         return mask
+
+    def nests_in(self, source: Drawn | None) -> bool:
+        """Whether drawing inside ``source`` gives the same mask as drawing anywhere: both take the same order."""
+        same = source is not None and (source.seed, source.name, source.size) == (
+            self.seed,
+            self.name,
+            self.size,
+        )
+        return same and self.rule == "exact" and source.rule == "exact"  # type: ignore[union-attr]
 
     def positions(self) -> np.ndarray:
         """The active positions, rising, int64; an exact draw needs no memory for the others."""

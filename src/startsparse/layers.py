@@ -105,7 +105,9 @@ def _candidates(model: nn.Module) -> tuple[dict[str, Layer], list[str]]:
                 raise ValueError(
                     f"{name} is not initialised yet: run the model once before it is made sparse"
                 )
-            if parameter.dim() < 2 or id(parameter) in seen:
+            if id(parameter) in seen and _by_default(module, attribute):
+                default.append(seen[id(parameter)])  # held by a layer, though another module names it first
+            if parameter.dim() < 2 or parameter.numel() == 0 or id(parameter) in seen:
                 continue
             seen[id(parameter)] = name
             found[name] = Layer(name, module, attribute, tuple(parameter.shape), _geometry(module, attribute))

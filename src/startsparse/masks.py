@@ -7,16 +7,41 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_PART = 1 << 26  # positions packed at a time
+_PART = 1 << 20  # positions packed at a time, a multiple of 8
 
 Masks = Mapping[str, Tensor]
 """Parameter name -> bool tensor of the parameter's shape; True = active."""
+
+
+class Lazy(Mapping[str, Tensor]):
+    """Masks that are made when they are looked at, so that a mapping over huge layers costs nothing.
+
+    Example:
+        >>> masks = Lazy({"w": lambda: torch.ones(2, dtype=torch.bool)})
+        >>> list(masks), masks["w"]
+        (['w'], tensor([True, True]))
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]):
+        self._makers = dict(makers)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 def counts(masks: Masks) -> dict[str, int]:
@@ -103,7 +128,7 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     if packed.numel() != (size + 7) // 8:
         raise ValueError(f"{packed.numel()} bytes cannot hold a mask of shape {tuple(shape)} ({size} bits)")
     bits = np.unpackbits(packed.cpu().numpy(), count=size)
-    return torch.from_numpy(bits.astype(bool)).reshape(tuple(shape))
+    return torch.from_numpy(bits.view(bool)).reshape(tuple(shape))
 
 
 def pack_positions(positions: Tensor, start: int, stop: int) -> np.ndarray:
@@ -115,36 +140,62 @@ def pack_positions(positions: Tensor, start: int, stop: int) -> np.ndarray:
         >>> pack_positions(torch.tensor([0, 7, 8]), 0, 9)
         array([129, 128], dtype=uint8)
     """
-    low, high = torch.searchsorted(positions, torch.tensor([start, stop])).tolist()
-    inside = positions[low:high].numpy() - start
-    packed = np.zeros((stop - start + 7) // 8, np.uint8)
-    if len(inside):
-        byte = inside >> 3
-        first = np.flatnonzero(np.diff(byte, prepend=-1))
-        packed[byte[first]] = np.add.reduceat(np.uint8(128) >> (inside & 7).astype(np.uint8), first)
-    return packed
+    low, high = np.searchsorted(positions.numpy(), [start, stop])
+    part = np.zeros(stop - start, bool)
+    part[positions.numpy()[low:high] - start] = True
+    return np.packbits(part)
 
 
 def fingerprint(masks: Masks) -> str:
     """A sha256 over names, shapes and packed bits, in name order: equal exactly when the masks are.
 
+    Takes one mask at a time from the mapping, and packs it in small parts.
+
     Example:
         >>> fingerprint({"w": torch.tensor([True, False])})[:16]
         '94606171a9534358'
     """
-    shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
-    return fingerprint_positions(
-        {n: m.reshape(-1).nonzero().squeeze(1).cpu() for n, m in masks.items()}, shapes
-    )
+
+    def layers() -> Iterator[tuple[str, tuple[int, ...], Iterable[np.ndarray]]]:
+        for name in sorted(masks):
+            mask = masks[name]
+            flat = mask.detach().reshape(-1)
+            parts = (pack(flat[start : start + _PART]).numpy() for start in range(0, len(flat), _PART))
+            yield name, tuple(mask.shape), parts
+
+    return fingerprint_parts(layers())
 
 
 def fingerprint_positions(positions: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """``fingerprint`` of masks given by their active positions (int64, rising, on the CPU)."""
+    """``fingerprint`` of masks given by their active positions (int64, rising, on the CPU).
+
+    Takes the positions of one mask at a time from the mapping, and packs them in small parts.
+    """
+
+    def layers() -> Iterator[tuple[str, tuple[int, ...], Iterable[np.ndarray]]]:
+        for name in sorted(positions):
+            shape, where = tuple(shapes[name]), positions[name]
+            size = math.prod(shape)
+            starts = range(0, size, _PART)
+            yield name, shape, (pack_positions(where, start, min(start + _PART, size)) for start in starts)
+
+    return fingerprint_parts(layers())
+
+
+def fingerprint_parts(layers: Iterable[tuple[str, tuple[int, ...], Iterable[np.ndarray]]]) -> str:
+    """``fingerprint`` of masks that nobody holds as a whole.
+
+    Args:
+        layers: name, shape and bits of each mask, in the order of the names; the bits as ``pack`` gives them, uint8,
+            cut between bytes at will.
+
+    Example:
+        >>> fingerprint_parts([("w", (2,), [np.array([128], np.uint8)])])[:16]
+        '94606171a9534358'
+    """
     digest = hashlib.sha256()
-    for name in sorted(positions):
-        shape = tuple(shapes[name])
+    for name, shape, parts in layers:
         digest.update(f"{name}|{shape}|".encode())
-        size = math.prod(shape)
-        for start in range(0, size, _PART):
-            digest.update(pack_positions(positions[name], start, min(start + _PART, size)).tobytes())
+        for part in parts:
+            digest.update(part.data)
     return digest.hexdigest()

@@ -18,7 +18,7 @@ def plain(name: str) -> str:
     """
     while name.startswith(_WRAPPERS):
         name = name.split(".", 1)[1]
-    return name
+    return name.replace("._orig_mod.", ".")
 
 
 def matches(pattern: str, names: Iterable[str]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -68,9 +70,9 @@ class Flops:
         among = f", {steps} steps of the run with a dense gradient" if steps else ""
         return (
             f"FLOPs of inference, one sample: {self.inference:,.0f}, "
-            f"{percent(self.inference / self.dense_inference)} of dense (counted)\n"
+            f"{_share(self.inference, self.dense_inference)} of dense (counted)\n"
             f"FLOPs of a training step, batch {self.batch}: {self.training * self.batch:,.0f}, "
-            f"{percent(self.training / self.dense_training)} of dense{among} (counted)\n"
+            f"{_share(self.training, self.dense_training)} of dense{among} (counted)\n"
             "masked execution computes the dense FLOPs whatever is counted here"
         )
 
@@ -142,7 +144,7 @@ def plan(
     source: Source | None = None,
     layers: str | Sequence[str] | None = None,
     total_steps: int | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     example_input: Any = None,
 ) -> Plan:
     """What ``attach`` would do, without touching the model.
@@ -185,12 +187,14 @@ def plan(
     rows = []
     for name, layer in found.items():
         has_source, final = views[name].source is not None, finals[name]
-        memory = training_bytes(layer.shape, layer.parameter.element_size(), num_states, has_source)
+        memory = training_bytes(layer.shape, layer.parameter.element_size(), num_states or 0, has_source)
         counted = None if final is None or not uses else 2 * final * uses[name]
         counts = (sizes[name], views[name].capacity, starts[name], final)
         rows.append(PlannedLayer(name, layer.shape, *counts, memory, counted))
     everything = sum(parameter.numel() for parameter in model.parameters())
     notes = _warnings(model, method, found, rows, uses, total_steps)
+    if num_states is None:
+        notes.append("the optimizer's state could not be found out and is not in the memory column")
     return Plan(method.name, source.name, total, start_count, final_count, everything, rows, flops, notes)
 
 
@@ -241,16 +245,28 @@ def _final_counts(
     return dict(layer_counts(method.distribution, views, final_count / total, capacity=starts))
 
 
-def _num_states(optimizer: Optimizer | None) -> int:
-    """State tensors of a weight's shape that an optimizer keeps: found by letting a copy of it take one step."""
+def _share(part: float, whole: float) -> str:
+    return percent(part / whole) if whole else "nothing"
+
+
+def _num_states(optimizer: Optimizer | Sequence[Optimizer] | None) -> int | None:
+    """State tensors of a weight's shape that an optimizer keeps; None if it cannot be found out.
+
+    A copy of the optimizer takes one step on a weight of its own.
+    """
     if optimizer is None:
         return 0
+    first = optimizer if isinstance(optimizer, Optimizer) else next(iter(optimizer))
     probe = nn.Parameter(torch.ones(2, 3))
     probe.grad = torch.ones(2, 3)
-    options = {k: v for k, v in optimizer.param_groups[0].items() if k in optimizer.defaults}
-    copy = type(optimizer)([probe], **options)
-    copy.step()
-    return sum(isinstance(t, torch.Tensor) and t.shape == probe.shape for t in copy.state[probe].values())
+    shell = copy.copy(first)
+    shell.state = defaultdict(dict)
+    shell.param_groups = [{**first.param_groups[0], "params": [probe]}]
+    try:
+        _ = shell.step()
+    except (AttributeError, TypeError, RuntimeError, ValueError):
+        return None
+    return sum(isinstance(t, torch.Tensor) and t.shape == probe.shape for t in shell.state[probe].values())
 
 
 def _warnings(model, method, found, rows, uses, total_steps) -> list[str]:

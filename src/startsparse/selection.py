@@ -6,8 +6,10 @@ where a method wants no needless change), then to the lower index, then, across 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,8 +53,10 @@ def top_k_across(
             name: torch.zeros(score.shape, dtype=torch.bool, device=score.device)
             for name, score in scores.items()
         }
-    threshold = _kth_highest([_candidates(score.reshape(-1), count) for score in scores.values()], count)
-    taken = {name: score > threshold.to(score.device) for name, score in scores.items()}
+    scores = _of_one_type(scores)
+    flat = [score.reshape(-1) for score in scores.values()]
+    threshold = _kth_highest([_candidates(part, count) for part in flat] if len(flat) > 1 else flat, count)
+    taken = {name: (score > threshold.to(score.device)).contiguous() for name, score in scores.items()}
     missing = count - sum(int(mask.sum()) for mask in taken.values())
     for wanted in (True, False) if prefer is not None else (None,):
         for name, score in scores.items():
@@ -106,10 +110,23 @@ def _check(scores: Mapping[str, Tensor], count: int) -> None:
         raise ValueError(f"cannot take {count} of {available} positions ({', '.join(scores)})")
 
 
+def _of_one_type(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores that can be compared exactly: a threshold must not be rounded to another layer's type."""
+    types = {score.dtype for score in scores.values()}
+    common = functools.reduce(torch.promote_types, types)
+    return {name: score.to(common) for name, score in scores.items()}
+
+
 def _candidates(flat: Tensor, count: int) -> Tensor:
-    return flat if count >= flat.numel() // 2 else flat.topk(count, sorted=False).values
+    """The values among which a layer's share of the highest ``count`` must be."""
+    return flat if count >= flat.numel() // 2 else flat[flat >= _kth_highest([flat], count)]
 
 
 def _kth_highest(parts: list[Tensor], count: int) -> Tensor:
     values = parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].device) for part in parts])
-    return values.kthvalue(values.numel() - count + 1).values
+    place = values.numel() - count
+    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
+        return torch.tensor(
+            np.partition(values.detach().numpy(), place)[place]
+        )  # vectorised, unlike kthvalue
+    return values.kthvalue(place + 1).values

@@ -128,7 +128,8 @@ class RandomSource:
             scores = torch.from_numpy(size - ranks).view(layer.shape)
             return Support(select(scores, count, layout, what=layer.name).view(-1))
         if self.draw == "bernoulli":
-            drawn = Drawn("bernoulli", self.seed, layer.name, size, density=count / size)
+            # words of its own: a mask drawn in it with the same seed must not know them
+            drawn = Drawn("bernoulli", self.seed, f"source:{layer.name}", size, density=count / size)
         if self.flow == "none":
             return Support(drawn)
         mask, repair = preserve(drawn.mask(), layer.shape, layer.geometry, self.seed, layer.name, self.flow)
@@ -211,6 +212,9 @@ def make(name: str, **parameters: Any) -> Source:
             )
     if "density" in known and "density" not in parameters:
         raise ValueError(f"source {name} needs a density in (0, 1]")
+    distribution = parameters.get("distribution")
+    if isinstance(distribution, dict) and set(distribution) == {"scaled"}:
+        parameters = parameters | {"distribution": Scaled(distribution["scaled"])}
     return kind(**parameters)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import state as saved
+from .clock import Clock
 from .draw import Drawn
-from .execution.choice import EXECUTIONS, choose
+from .execution.auto import faster
+from .execution.choice import EXECUTIONS, Choice, choose
 from .execution.hooks import LoadHook, StepHooks, attached_to, claim, release
 from .execution.interface import Site
+from .execution.optimizers import replace
 from .layers import find
+from .masks import Lazy
 from .methods import Method
 from .names import nearest, plain
 from .report import Report, build_report
@@ -51,8 +55,11 @@ def attach(
         total_steps: optimizer steps of the run; needed where a schedule is a fraction of it.
         layers: names or globs of the weights to be sparse, ``!name`` excludes; default: every Linear, convolution
             and attention projection weight.
-        execution: "masked" (dense storage and compute, zeros in place).
-        data, loss_fn, example_input: for methods that need passes of their own.
+        execution: "masked" (dense storage and compute, zeros in place), "sparse" (Linear and Conv2d keep and compute
+            live values alone, on the CPU; the modules are turned in place), or "auto" (the faster of the two for each
+            layer, timed at the shapes of ``example_input``).
+        data, loss_fn: for methods that need passes of their own.
+        example_input: a batch, for ``execution="auto"`` and for methods that need one.
 
     Returns:
         The ``Sparsifier``. Nothing of it has to be called in the loop.
@@ -78,12 +85,21 @@ def attach(
         raise TypeError(f"method must be a method such as ss.RigL(density=0.05), got {method!r}")
     if execution not in EXECUTIONS:
         raise ValueError(f"unknown execution {execution!r}: {nearest(str(execution), EXECUTIONS)}")
-    if isinstance(total_steps, bool) or not isinstance(total_steps, int | None) or (total_steps or 1) < 1:
+    if (
+        isinstance(total_steps, bool)
+        or not isinstance(total_steps, int | None)
+        or total_steps == 0
+        or (total_steps or 1) < 1
+    ):
         raise ValueError(f"total_steps must be an int >= 1 or None, got {total_steps!r}")
-    unused = {"data": data, "loss_fn": loss_fn, "example_input": example_input}
+    unused = {"data": data, "loss_fn": loss_fn}
+    if execution != "auto":
+        unused["example_input"] = example_input
     for name in [name for name, value in unused.items() if value is not None]:
         warnings.warn(f"{method.name} makes no passes of its own: {name}= is not used", stacklevel=2)
-    return Sparsifier(model, optimizers, method, source or DenseSource(), total_steps, layers, execution)
+    return Sparsifier(
+        model, optimizers, method, source or DenseSource(), total_steps, layers, execution, example_input
+    )
 
 
 class Sparsifier:
@@ -92,7 +108,7 @@ class Sparsifier:
     Attributes:
         model: the model as it was given.
         method, source: what decides where weights live.
-        step: optimizer steps done so far (skipped ones, as after an overflow, do not count).
+        execution: layer name -> how it is executed, and why.
         total_steps: length of the run, or None.
     """
 
@@ -105,9 +121,9 @@ class Sparsifier:
         total_steps: int | None,
         layers: str | Sequence[str] | None,
         execution: str,
+        example_input: Any,
     ):
         self.model, self.method, self.source, self.total_steps = model, method, source, total_steps
-        self.step = 0
         self._optimizers = optimizers
         self._layers = find(model, layers)
         for name, layer in self._layers.items():
@@ -116,24 +132,38 @@ class Sparsifier:
                     f"{name} is attached to a sparsifier already: call detach() on that one first"
                 )
         _check_optimizers(self._layers, optimizers)
-        self.execution = choose(execution, model, self._layers, optimizers)
+        choices = choose(execution, model, self._layers, optimizers)
         self._topology = Topology(self._layers, method, source, total_steps, optimizers)
+        if execution == "auto":
+            able = {
+                name: self._layers[name] for name, choice in choices.items() if choice.execution == "sparse"
+            }
+            choices |= faster(model, able, self._topology.first_counts(), example_input)
+        self.execution: dict[str, Choice] = choices
+        self._topology.warn_of_empty_layers(self._topology.first_counts(), stacklevel=4)
         self._connect()
 
     def _connect(self) -> None:
         """From here on the model is changed: weights go onto their masks, hooks are set."""
-        self._topology.begin(
-            [name for name, choice in self.execution.items() if choice.execution == "sparse"]
-        )
+        sparse = [name for name, choice in self.execution.items() if choice.execution == "sparse"]
+        self._topology.begin(self.model, sparse)
         claim(self, [site.parameter for site in self._sites.values()])
-        owners = {id(layer.module): layer.module for layer in self._layers.values()}
+        owners = [
+            module
+            for module in self.model.modules()
+            if any(p is not None for p in module._parameters.values())
+        ]
+        self._parameters = {
+            (id(m), key): p for m in owners for key, p in m._parameters.items() if p is not None
+        }
         hook = LoadHook(weakref.ref(self))
-        self._handles = [module.register_load_state_dict_post_hook(hook) for module in owners.values()]
+        self._handles = [module.register_load_state_dict_post_hook(hook) for module in owners]
         self._handles += [
             handle for optimizer in self._optimizers for handle in StepHooks.register(optimizer, self)
         ]
         self._finalizer = weakref.finalize(self, _disconnect, list(self._sites.values()), self._handles)
-        self._topology.capture(0)
+        self._clock = Clock(self._topology, self._optimizers)
+        self._clock.set(0)
 
     # -- what can be read --------------------------------------------------------------------------------------
 
@@ -142,23 +172,26 @@ class Sparsifier:
         return self._topology.sites
 
     @property
+    def step(self) -> int:
+        """Optimizer steps done so far; skipped ones, as after an overflow, do not count."""
+        return self._clock.step
+
+    @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: layer.shape for name, layer in self._layers.items()}
 
     @property
-    def masks(self) -> dict[str, Tensor]:
-        """Parameter name -> bool tensor of the weight's shape, True = active. Do not write to them."""
-        return {name: site.mask for name, site in self._sites.items()}
+    def masks(self) -> Mapping[str, Tensor]:
+        """Parameter name -> bool tensor of the weight's shape, True = active. Do not write to them.
+
+        Under sparse execution each one is made when it is looked at.
+        """
+        return Lazy({name: lambda site=site: site.mask for name, site in self._sites.items()})
 
     @property
-    def source_masks(self) -> dict[str, Tensor]:
-        """Parameter name -> bool tensor of the positions that may live."""
-        return {
-            name: torch.ones(site.shape, dtype=torch.bool)
-            if site.source is None
-            else site.source.view(site.shape)
-            for name, site in self._sites.items()
-        }
+    def source_masks(self) -> Mapping[str, Tensor]:
+        """Parameter name -> bool tensor of the positions that may live, made when it is looked at."""
+        return Lazy({name: site.source_mask for name, site in self._sites.items()})
 
     @property
     def drawn(self) -> dict[str, Drawn]:
@@ -240,16 +273,17 @@ class Sparsifier:
             ValueError: the state is of another method, source, set of layers or format, or is damaged. Nothing has
                 changed then.
         """
-        saved.check(state, self.describe(), self._shapes)
+        counts = saved.check(state, self.describe(), self._shapes)
         positions, drawn = saved.unpack_masks(state["masks"], self._shapes)
         sources = saved.unpack_sources(state["sources"], self._shapes)
         for name, site in self._sites.items():
-            site.restore(positions[name], sources[name], state["gradients"][name])
-        self.step = int(state["step"])
+            site.restore(positions[name], sources[name], state["gradients"].get(name))
         topology = self._topology
-        topology.drawn, topology.start_count = drawn, int(state["start_count"])
-        topology.num_updates, topology.num_moved = int(state["num_updates"]), int(state["num_moved"])
-        topology.capture(self.step)
+        topology.drawn = drawn
+        topology.start_count, topology.num_updates, topology.num_moved = (
+            counts[key] for key in saved.COUNTS[1:]
+        )
+        self._clock.set(counts["step"])
 
     def detach(self) -> nn.Module:
         """Let go of model and optimizers: plain modules and zeros are left, nothing keeps the zeros any more."""
@@ -258,53 +292,18 @@ class Sparsifier:
             site.release(self._optimizers)
         return self.model
 
-    # -- the clock; called by the hooks ------------------------------------------------------------------------
-
-    def _before_step(self, optimizer: Optimizer, has_closure: bool, overflow: bool) -> bool:
-        """Returns whether the optimizer must leave everything as it is (a method's update replaces the step)."""
-        for name, site in self._sites.items():
-            if site.layer.parameter is not site.parameter:
-                raise RuntimeError(
-                    f"{name} was replaced after attach(): its mask would be lost. Detach before replacing a "
-                    "parameter, then attach again"
-                )
-        if overflow or not self._topology.due(self.step):
-            return False
-        if self.method.needs_step_gradient and optimizer is self._optimizers[0]:
-            if has_closure:  # the gradient comes inside the step: remember the weights it is taken at
-                self._topology.each(Site.remember_weight)
-            else:
-                self._topology.update(self.step)
-        if self.method.skip_step_on_update and has_closure:
-            raise RuntimeError("skip_step_on_update cannot replace a step that is given a closure")
-        return self.method.skip_step_on_update
-
-    def _after_step(self, optimizer: Optimizer, has_closure: bool, overflow: bool) -> None:
-        if overflow:
-            self._topology.each(Site.forget_gradient)
-            return
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for site in self._sites.values():
-            if id(site.parameter) in held:
-                site.remask()
-        if optimizer is not self._optimizers[0]:
-            return
-        if self._topology.due(self.step) and (has_closure or not self.method.needs_step_gradient):
-            self._topology.update(self.step)
-        self.step += 1
-        self._topology.each(Site.forget_gradient)
-        self._topology.each(Site.hook)  # a layer that was frozen until now
-        self._topology.capture(self.step)
-
     def _after_load(self, module: nn.Module) -> None:
-        """A state was loaded into a module of the model."""
+        """A state was loaded into a module of the model: optimizers and masks follow what was replaced."""
+        for key, parameter in module._parameters.items():
+            before = self._parameters.get((id(module), key))
+            if before is not None and parameter is not None and parameter is not before:
+                replace(self._optimizers, before, parameter, lambda state: state)
+                self._parameters[id(module), key] = parameter
         for site in self._sites.values():
             if site.layer.module is module:
-                before = site.parameter
+                release([site.parameter])
                 site.after_load(self._optimizers)
-                if site.parameter is not before:
-                    release([before])
-                    claim(self, [site.parameter])
+                claim(self, [site.parameter])
 
 
 def _optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:

@@ -16,6 +16,8 @@ from .draw import Drawn
 from .masks import fingerprint_positions, pack, unpack
 
 FORMAT = 1
+COUNTS = ("step", "start_count", "num_updates", "num_moved")
+PARTS = ("describe", "masks", "sources", "gradients", *COUNTS)
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -40,14 +42,32 @@ def unpack_masks(state: dict[str, Any], shapes: Shapes) -> tuple[dict[str, Tenso
     Raises:
         ValueError: the masks that come out are not those that went in.
     """
-    drawn = {name: Drawn(**value) for name, value in state["layers"].items() if isinstance(value, dict)}
+    layers = state["layers"]
+    drawn = {n: _drawn(n, value, shapes[n]) for n, value in layers.items() if isinstance(value, dict)}
     positions = {
         name: torch.from_numpy(drawn[name].positions()) if name in drawn else _unpack(value, shapes[name])
-        for name, value in state["layers"].items()
+        for name, value in layers.items()
     }
+    for name, where in positions.items():
+        if len(where) and not 0 <= int(where.min()) <= int(where.max()) < math.prod(shapes[name]):
+            raise ValueError(
+                f"the state has positions of {name!r} that lie outside its weight: the state is damaged"
+            )
     if fingerprint_positions(positions, shapes) != state["sha256"]:
         raise ValueError("the masks of this sparsifier state do not match their hash: the state is damaged")
     return positions, drawn
+
+
+def _drawn(name: str, fields: dict[str, Any], shape: tuple[int, ...]) -> Drawn:
+    try:
+        drawn = Drawn(**fields)
+    except TypeError as error:
+        raise ValueError(f"the state's draw of {name!r} is not one this version knows: {error}") from error
+    if drawn.size != math.prod(shape):
+        raise ValueError(
+            f"the state's draw of {name!r} has {drawn.size} positions, its weight {math.prod(shape)}"
+        )
+    return drawn
 
 
 def _pack(positions: Tensor, size: int) -> Tensor:
@@ -67,10 +87,10 @@ def _unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     )
 
 
-def pack_sources(sources: Mapping[str, Tensor | None], drawn: Mapping[str, Drawn]) -> dict[str, Any]:
+def pack_sources(sources: Mapping[str, Tensor | Drawn | None], drawn: Mapping[str, Drawn]) -> dict[str, Any]:
     """Each source as its draw, as bits, or as None for all positions."""
     return {
-        name: drawn[name].as_dict() if name in drawn else None if source is None else pack(source)
+        name: drawn[name].as_dict() if name in drawn else pack(source) if isinstance(source, Tensor) else None
         for name, source in sources.items()
     }
 
@@ -86,8 +106,8 @@ def _unpack_source(value: Any, shape: tuple[int, ...]) -> Tensor | None:
     return None if value is None else unpack(value, shape).reshape(-1)
 
 
-def check(state: dict[str, Any], describe: dict[str, Any], shapes: Shapes) -> None:
-    """Refuse a state that is not of this method, source and model.
+def check(state: dict[str, Any], describe: dict[str, Any], shapes: Shapes) -> dict[str, int]:
+    """Refuse a state that is not of this method, source and model; returns its counts by name.
 
     Raises:
         ValueError: names the first thing that differs.
@@ -98,6 +118,18 @@ def check(state: dict[str, Any], describe: dict[str, Any], shapes: Shapes) -> No
         raise ValueError(
             f"sparsifier state of format {state['format']!r}; this version reads format {FORMAT}"
         )
+    missing_parts = [part for part in PARTS if part not in state]
+    if missing_parts:
+        raise ValueError(f"the sparsifier state lacks {', '.join(missing_parts)}: it is damaged or cut short")
+    counts = {key: state[key] for key in COUNTS}
+    for key, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"the sparsifier state's {key} is {value!r}, it must be an int >= 0")
+    if state["describe"].get("total_steps") != describe["total_steps"]:
+        raise ValueError(
+            f"the state is of a run of total_steps={state['describe'].get('total_steps')!r}, the sparsifier has "
+            f"{describe['total_steps']!r}: schedules would differ, attach with the same total_steps"
+        )
     for part in ("method", "source"):
         theirs, ours = state["describe"][part], describe[part]
         for key in [*ours, *theirs]:
@@ -106,10 +138,11 @@ def check(state: dict[str, Any], describe: dict[str, Any], shapes: Shapes) -> No
                     f"the state's {part}.{key} is {theirs.get(key)!r}, the sparsifier's is {ours.get(key)!r}: attach "
                     "with the same method and source as the run that was saved"
                 )
-    layers = state["masks"]["layers"]
+    layers = state["masks"].get("layers", {})
     missing, unknown = shapes.keys() - layers.keys(), layers.keys() - shapes.keys()
     if missing or unknown:
         raise ValueError(
             f"the state's layers differ: missing {sorted(missing)}, unknown {sorted(unknown)}: attach with the "
             "same layers="
         )
+    return counts

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .draw import Drawn
-from .execution.interface import Site
+from .execution.interface import FirstSite
 from .execution.masked import MaskedSite
+from .execution.meta import MetaSite, materialise_rest
+from .execution.optimizers import forget_directions
 from .execution.sparse import SparseSite
 from .layers import Layer
 from .methods import Change, Method
-from .sources import Source
+from .sources import Source, Support
 
 
 class Topology:
@@ -51,9 +54,8 @@ class Topology:
         self._optimizers = optimizers
         supports = source.supports(layers)
         self.source_drawn = {n: s.positions for n, s in supports.items() if isinstance(s.positions, Drawn)}
-        self.sites: dict[str, Site] = {
-            n: MaskedSite(layer, supports[n].mask()) for n, layer in layers.items()
-        }
+        self._layers = layers
+        self.sites: dict[str, Any] = {n: _first_site(layer, supports[n]) for n, layer in layers.items()}
         views = self.views()
         method.check(views, total_steps)
         starts = method.start(views)
@@ -67,25 +69,41 @@ class Topology:
         self.num_weights = sum(math.prod(layer.shape) for layer in layers.values())
         self.num_updates = self.num_moved = 0
         self._empty: set[str] = set()
+        self._parents: dict[str, tuple[nn.Module, str]] = {}
         self._first = self._decide(-1) if method.due(-1, total_steps) else {}
 
-    def begin(self, sparse: Collection[str]) -> None:
+    def begin(self, model: nn.Module, sparse: Collection[str]) -> None:
         """Put the weights onto their first masks, and some layers under sparse execution.
 
         The first thing that changes the model.
         """
-        for site in self.sites.values():
-            site.remask()
+        for name, site in self.sites.items():
+            if name not in sparse:
+                site.remask()
         if self._first:
             self._carry_out(self._first, -1)
+        if any(isinstance(site, MetaSite) for site in self.sites.values()):
+            materialise_rest(model, self._layers, self._optimizers, self.method.seed)
         for name in sparse:
             site = self.sites[name]
             positions = site.positions()
-            values = site.dense_weight().reshape(-1)[positions]
+            values = site.first_values(positions, self.method.seed)
             self.sites[name] = SparseSite(site.layer, site.source, positions, values, self._optimizers)
         for site in self.sites.values():
             site.hook()
-        self.warn_of_empty_layers(stacklevel=5)
+        modules = list(model.modules())
+        self._parents = {
+            name: (parent, key)
+            for name, layer in self._layers.items()
+            for parent in modules
+            for key, child in parent._modules.items()
+            if child is layer.module
+        }
+
+    def first_counts(self) -> dict[str, int]:
+        """Live weights of each layer once training begins."""
+        gone = {name: len(change.dropped) for name, change in self._first.items()}
+        return {name: site.num_active - gone.get(name, 0) for name, site in self.sites.items()}
 
     def views(self) -> dict:
         """The layers as a method sees them."""
@@ -115,14 +133,19 @@ class Topology:
         if self.method.wants_gradient(step, self.total_steps) and not self._gradients_are_usable(step):
             return
         self._carry_out(self._decide(step), step)
-        self.warn_of_empty_layers(stacklevel=6)
+        self.warn_of_empty_layers({name: site.num_active for name, site in self.sites.items()}, stacklevel=6)
 
     def _place(self, name: str, mask: Drawn | Tensor | None) -> None:
         site = self.sites[name]
+        if isinstance(site, MetaSite):
+            drawn = site.place(mask)
+            if site.source is None or drawn.nests_in(site.source):
+                self.drawn[name] = drawn
+            return
         assert isinstance(site, MaskedSite)
         if isinstance(mask, Drawn):
             inside = None if site.source is None else site.source.cpu().numpy()
-            if inside is None:
+            if inside is None or mask.nests_in(self.source_drawn.get(name)):
                 self.drawn[name] = mask
             mask = torch.from_numpy(mask.mask(inside))
         elif mask is None and name in self.source_drawn:
@@ -131,7 +154,10 @@ class Topology:
             site.place(mask.reshape(-1).nonzero().squeeze(1))
 
     def _decide(self, step: int) -> dict[str, Change]:
-        return self.method.update(self.views(), step, self.target(step), self.total_steps)
+        try:
+            return self.method.update(self.views(), step, self.target(step), self.total_steps)
+        except ValueError as error:
+            raise ValueError(f"{self.method.name} cannot decide at step {step}: {error}") from error
 
     def _carry_out(self, changes: Mapping[str, Change], step: int) -> None:
         for name, change in changes.items():
@@ -139,6 +165,7 @@ class Topology:
                 self.sites[name].apply(change, self._optimizers, self.method, step)
                 self.num_moved += len(change.dropped)
                 self.drawn.pop(name, None)
+        forget_directions(self._optimizers)
         self.num_updates += 1
         live, target = self.num_active, self.target(step)
         assert live == target, (
@@ -150,6 +177,10 @@ class Topology:
             for site in self.sites.values():
                 site.average_gradient()
         bad = [name for name, site in self.sites.items() if not site.gradient_is_finite()]
+        if self.method.needs_step_gradient and not any(site.has_gradient() for site in self.sites.values()):
+            raise ValueError(
+                f"{self.method.name}: no gradient arrived before step {step}, so no mask can be chosen"
+            )
         if not bad:
             return True
         where = f"the dense gradient of {', '.join(bad)} is not finite at step {step}"
@@ -160,18 +191,49 @@ class Topology:
         )
         return False
 
-    def warn_of_empty_layers(self, stacklevel: int) -> None:
+    def warn_of_empty_layers(self, counts: Mapping[str, int], stacklevel: int) -> None:
         """Say once of each layer that it has no live weight left."""
-        empty = {name for name, site in self.sites.items() if site.num_active == 0}
+        empty = {name for name, count in counts.items() if count == 0}
         for name in sorted(empty - self._empty):
             warnings.warn(
                 f"{name} has no live weight left (density {self.method.density:g}): no signal passes it. Raise the "
                 "density or choose a distribution that leaves it some",
-                stacklevel=stacklevel,
+                stacklevel=stacklevel + 1,
             )
         self._empty = empty
 
-    def each(self, action: Callable[[Site], None]) -> None:
-        """Do something at every site."""
+    # -- around every step; called by the clock ----------------------------------------------------------------
+
+    def check_in_place(self) -> None:
+        """Refuse to go on when a layer or its weight is no longer the one that was attached.
+
+        Raises:
+            RuntimeError: names the layer.
+        """
+        for name, site in self.sites.items():
+            parent, key = self._parents.get(name, (None, ""))
+            replaced = parent is not None and parent._modules.get(key) is not site.layer.module
+            if replaced or site.layer.parameter is not site.parameter:
+                raise RuntimeError(
+                    f"{name} was replaced after attach(): its mask would be lost. Detach before replacing a layer or "
+                    "its parameter, then attach again"
+                )
+
+    def remask(self, optimizer: Optimizer) -> None:
+        """Set the inactive ones of an optimizer's weights to zero."""
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for site in self.sites.values():
-            action(site)
+            if id(site.parameter) in held:
+                site.remask()
+
+    def forget_gradients(self) -> None:
+        """Let go of what was kept for one step; a layer that was frozen until now is hooked."""
+        for site in self.sites.values():
+            site.forget_gradient()
+            site.hook()
+
+
+def _first_site(layer: Layer, support: Support) -> FirstSite:
+    if layer.parameter.is_meta:
+        return MetaSite(layer, support.positions)
+    return MaskedSite(layer, support.mask())

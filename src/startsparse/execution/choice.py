@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ..layers import Layer
 from .optimizers import check_elementwise
 
-EXECUTIONS = ("masked", "sparse")
+EXECUTIONS = ("masked", "sparse", "auto")
 _READ_BY_OTHERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
@@ -28,10 +28,10 @@ class Choice:
 def choose(
     execution: str, model: nn.Module, layers: Mapping[str, Layer], optimizers: Sequence[Optimizer]
 ) -> dict[str, Choice]:
-    """The execution of every layer.
+    """The execution of every layer, as far as it can be known before the masks are.
 
     Args:
-        execution: "masked" or "sparse".
+        execution: "masked", "sparse", or "auto", whose candidates are returned as "sparse", to be timed.
         model: whose layers they are.
         layers: the layers that may be sparse.
         optimizers: must act element by element under sparse execution.
@@ -39,6 +39,9 @@ def choose(
     Raises:
         ValueError: sparse execution cannot work with this model or these optimizers at all.
     """
+    on_meta = [name for name, layer in layers.items() if layer.parameter.is_meta]
+    if on_meta and execution != "sparse":
+        raise ValueError(f"{', '.join(on_meta)}: a model on the meta device needs execution='sparse'")
     if execution == "masked":
         return dict.fromkeys(layers, Choice("masked"))
     if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -48,7 +51,11 @@ def choose(
     check_elementwise(optimizers)
     reasons = {name: obstacle(layer, model) for name, layer in layers.items()}
     masked = {name: reason for name, reason in reasons.items() if reason}
-    if masked:
+    if any(name in masked for name in on_meta):
+        raise ValueError(
+            f"on the meta device every layer must run sparse: {masked}; materialise the model or exclude them"
+        )
+    if masked and execution == "sparse":
         listed = "; ".join(f"{name}: {reason}" for name, reason in masked.items())
         warnings.warn(f"these layers stay masked-dense: {listed}", stacklevel=4)
     return {name: Choice("masked" if reason else "sparse", reason) for name, reason in reasons.items()}
@@ -59,7 +66,7 @@ def obstacle(layer: Layer, model: nn.Module) -> str:
     module, weight = layer.module, layer.parameter
     if type(module) not in (nn.Linear, nn.Conv2d) or layer.attribute != "weight":
         return f"only nn.Linear and nn.Conv2d run sparse, this is {type(module).__name__}.{layer.attribute}"
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+    if weight.device.type not in ("cpu", "meta") or weight.dtype != torch.float32:
         return f"only float32 on the CPU runs sparse, this is {weight.dtype} on {weight.device}"
     if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
         return (

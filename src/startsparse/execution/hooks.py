@@ -84,7 +84,7 @@ class StepHooks:
 
     def before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         """The step pre-hook."""
-        if self._sparsifier._before_step(optimizer, _has_closure(args, kwargs), _overflow(optimizer)):
+        if self._sparsifier._clock.before(optimizer, _has_closure(args, kwargs), _overflow(optimizer)):
             parameters = [
                 p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
             ]
@@ -97,7 +97,7 @@ class StepHooks:
         for parameter, gradient in self._set_aside:
             parameter.grad = gradient
         self._set_aside = []
-        self._sparsifier._after_step(optimizer, _has_closure(args, kwargs), _overflow(optimizer))
+        self._sparsifier._clock.after(optimizer, _overflow(optimizer))
 
 
 def _has_closure(args: tuple, kwargs: dict) -> bool:

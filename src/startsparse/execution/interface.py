@@ -9,35 +9,65 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..draw import key
+from ..draw import Drawn, key
 from ..layers import Layer
 from ..methods import Change, LayerView, Method
 
 
-class Site(abc.ABC):
-    """One layer, its live weights and their optimizer state.
+class FirstSite(abc.ABC):
+    """One layer before training begins: where its weights will live, and what they are.
 
     Attributes:
         parameter: what the optimizer updates: the dense weight, or the vector of its live values.
-        source: flat bool of the positions that may live, or None for all.
-        capturing: whether the dense gradient of the current step is kept for the method.
+        source: flat bool of the positions that may live, their draw where storing it would be too large, or None
+            for all.
     """
 
     execution: str
     parameter: nn.Parameter
-    capturing: bool
 
-    def __init__(self, layer: Layer, source: Tensor | None):
+    def __init__(self, layer: Layer, source: Tensor | Drawn | None):
         self.layer = layer
         self.name = layer.name
         self.source = source
-
-    # -- what is there -----------------------------------------------------------------------------------------
 
     @property
     @abc.abstractmethod
     def num_active(self) -> int:
         """Live weights."""
+
+    @abc.abstractmethod
+    def positions(self) -> Tensor:
+        """Active positions, int64, rising, on the CPU."""
+
+    @abc.abstractmethod
+    def first_values(self, positions: Tensor, seed: int) -> Tensor:
+        """The weights at these positions when training begins; ``seed`` is for values that must be made up."""
+
+    @abc.abstractmethod
+    def view(self) -> LayerView:
+        """The layer as a method sees it."""
+
+    @abc.abstractmethod
+    def remask(self) -> None:
+        """Set the inactive weights to zero."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense weight."""
+        return self.layer.shape
+
+
+class Site(FirstSite):
+    """One layer in training: its live weights and their optimizer state.
+
+    Attributes:
+        capturing: whether the dense gradient of the current step is kept for the method.
+    """
+
+    capturing: bool
+
+    # -- what is there -----------------------------------------------------------------------------------------
 
     @property
     @abc.abstractmethod
@@ -45,21 +75,19 @@ class Site(abc.ABC):
         """Bool tensor of the weight's shape."""
 
     @abc.abstractmethod
-    def positions(self) -> Tensor:
-        """Active positions, int64, rising, on the CPU."""
-
-    @abc.abstractmethod
     def dense_weight(self) -> Tensor:
         """The weight with its zeros."""
 
-    @abc.abstractmethod
-    def view(self) -> LayerView:
-        """The layer as a method sees it."""
+    def first_values(self, positions: Tensor, seed: int) -> Tensor:
+        return self.dense_weight().reshape(-1)[positions]
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the dense weight."""
-        return self.layer.shape
+    def source_mask(self) -> Tensor:
+        """Bool tensor of the weight's shape: the positions that may live."""
+        if isinstance(self.source, Drawn):
+            return torch.from_numpy(self.source.mask()).view(self.shape)
+        return (
+            torch.ones(self.shape, dtype=torch.bool) if self.source is None else self.source.view(self.shape)
+        )
 
     # -- hooks and invariants ----------------------------------------------------------------------------------
 
@@ -70,10 +98,6 @@ class Site(abc.ABC):
     @abc.abstractmethod
     def unhook(self) -> None:
         """Undo ``hook``."""
-
-    @abc.abstractmethod
-    def remask(self) -> None:
-        """Set the inactive weights to zero."""
 
     @abc.abstractmethod
     def release(self, optimizers: Iterable[Optimizer]) -> None:
@@ -88,6 +112,10 @@ class Site(abc.ABC):
     @abc.abstractmethod
     def gradient_is_finite(self) -> bool:
         """Whether the dense gradient can be ranked; one that did not arrive can."""
+
+    @abc.abstractmethod
+    def has_gradient(self) -> bool:
+        """Whether a dense gradient was kept."""
 
     @abc.abstractmethod
     def gradient_state(self) -> Tensor | None:

@@ -32,12 +32,12 @@ class MaskedSite(Site):
         self._mask = torch.ones(layer.shape, dtype=torch.bool, device=self.parameter.device)
         if self.source is not None:
             self._mask.copy_(self.source.view(layer.shape))
-        self.capturing = False
+        self._capturing = False
+        self._capture_handle = None
         self._dense_gradient: Tensor | None = None
         self._weight_before_step: Tensor | None = None
         self._loaded: Tensor | None = None
         self._bits: Tensor | None = None
-        self._seen: tuple[int, int] | None = None  # storage and version of the gradient that was masked last
         self._handle = None
 
     @property
@@ -72,6 +72,7 @@ class MaskedSite(Site):
         """Keep arriving gradients on the mask from now on (a frozen weight gets none and needs no hook)."""
         if self._handle is None and self.parameter.requires_grad:
             self._handle = self.parameter.register_post_accumulate_grad_hook(self._on_gradient)
+            self.capturing = self._capturing
 
     def unhook(self) -> None:
         self.capturing = False
@@ -82,6 +83,19 @@ class MaskedSite(Site):
     def release(self, optimizers: Iterable[Optimizer]) -> None:
         self.unhook()
 
+    @property
+    def capturing(self) -> bool:  # type: ignore[override]
+        return self._capturing
+
+    @capturing.setter
+    def capturing(self, wanted: bool) -> None:
+        self._capturing = wanted
+        if self._capture_handle is not None:
+            self._capture_handle.remove()
+            self._capture_handle = None
+        if wanted and self.parameter.requires_grad:
+            self._capture_handle = self.parameter.register_hook(self._capture)
+
     @torch.no_grad()
     def _on_gradient(self, parameter: Tensor) -> None:
         gradient = parameter.grad
@@ -91,26 +105,29 @@ class MaskedSite(Site):
             raise ValueError(
                 f"{self.name}: its gradient is a sparse tensor; build the layer with sparse=False"
             )
-        if self.capturing:
-            self._capture(gradient)
         self._zero_outside(gradient)
-        self._seen = (gradient.data_ptr(), gradient._version)
 
+    @torch.no_grad()
     def _capture(self, gradient: Tensor) -> None:
         """Keep the dense gradient, summed over the micro-batches of one optimizer step.
 
-        A gradient that goes on accumulating is the masked one of before plus the new micro-batch: live positions
-        already hold the sum, the others are added here. Anything else (another tensor, or one that was zeroed since)
-        starts anew, so that the micro-batches of a step that was skipped do not leak into the next one.
+        It is seen before it is accumulated. Where nothing is accumulated yet it starts anew, so that the micro-batches
+        of a step that was skipped do not leak into the next one.
         """
-        continues = self._seen == (gradient.data_ptr(), gradient._version - 1)
-        if continues and self._dense_gradient is not None:
-            self._dense_gradient = torch.where(self._mask, gradient, self._dense_gradient + gradient)
+        if gradient.layout != torch.strided:
+            return  # refused where it has arrived
+        accumulated = self.parameter.grad
+        begins = accumulated is None or not bool(accumulated.any())
+        if begins and self._weight_before_step is not None and self._dense_gradient is not None:
+            return  # a closure is called again: its first gradient is that of the remembered weight
+        if begins or self._dense_gradient is None:
+            self._dense_gradient = gradient.detach().clone()
         else:
-            self._dense_gradient = gradient.clone()
+            self._dense_gradient += gradient
 
     def _zero_outside(self, tensor: Tensor) -> None:
         """Zero the inactive positions by clearing bits: exact for NaN and infinity, and as fast as a product."""
+        self._follow()
         if tensor.dtype != self.parameter.dtype:
             tensor.masked_fill_(~self._mask, 0)
             return
@@ -118,6 +135,16 @@ class MaskedSite(Site):
             self._bits = torch.empty_like(self.parameter, dtype=_INTEGERS[self.parameter.element_size()])
             self._bits.copy_(self._mask).neg_()
         tensor.view(self._bits.dtype).bitwise_and_(self._bits)
+
+    def _follow(self) -> None:
+        """Follow the parameter to another device or dtype."""
+        parameter = self.parameter
+        if self._mask.device != parameter.device:
+            self._mask = self._mask.to(parameter.device)
+            self.source = None if self.source is None else self.source.to(parameter.device)
+            self._bits = None
+        if self._bits is not None and self._bits.element_size() != parameter.element_size():
+            self._bits = None
 
     @torch.no_grad()
     def remask(self) -> None:
@@ -134,6 +161,9 @@ class MaskedSite(Site):
     def gradient_is_finite(self) -> bool:
         return self._dense_gradient is None or bool(self._dense_gradient.isfinite().all())
 
+    def has_gradient(self) -> bool:
+        return self._dense_gradient is not None
+
     def gradient_state(self) -> Tensor | None:
         return self._dense_gradient
 
@@ -141,7 +171,7 @@ class MaskedSite(Site):
         self._weight_before_step = self.parameter.detach().clone()
 
     def forget_gradient(self) -> None:
-        self._dense_gradient = self._weight_before_step = self._seen = self._loaded = None
+        self._dense_gradient = self._weight_before_step = self._loaded = None
 
     # -- changes -----------------------------------------------------------------------------------------------
 
@@ -160,14 +190,11 @@ class MaskedSite(Site):
         gradient = None if self._dense_gradient is None else self._dense_gradient[grown]
         values = self.grown_values(method, step, len(change.grown), weight[self._mask], gradient)
         if method.grown_state != "keep":
-            for tensor in states_of(optimizers, self.parameter):
-                mean = (
-                    tensor[self._mask].mean()
-                    if method.grown_state == "mean" and bool(self._mask.any())
-                    else 0
-                )
-                tensor[dropped] = 0
-                tensor[grown] = mean
+            for tensor, fresh in states_of(optimizers, self.parameter):
+                average = method.grown_state == "mean" and bool(self._mask.any())
+                first = tensor[self._mask].mean() if average else fresh
+                tensor[dropped] = fresh
+                tensor[grown] = first
         self._mask[dropped] = False
         self._mask[grown] = True
         if self._bits is not None:
@@ -199,10 +226,11 @@ class MaskedSite(Site):
     def _rebind(self, parameter: nn.Parameter, optimizers: Iterable[Optimizer]) -> None:
         """Follow the module to another parameter object (``load_state_dict(assign=True)``): hooks and optimizers."""
         replace(optimizers, self.parameter, parameter, lambda state: state)
+        wanted = self._capturing
         self.unhook()
         self.parameter = parameter
-        self._mask = self._mask.to(parameter.device)
-        self.source = None if self.source is None else self.source.to(parameter.device)
         self._bits = None
+        self._follow()
         self.forget_gradient()
+        self._capturing = wanted
         self.hook()

@@ -52,24 +52,44 @@ def replace(
             }
 
 
-def states_of(optimizers: Iterable[Optimizer], parameter: nn.Parameter) -> list[Tensor]:
-    """Every state tensor of a parameter's shape: it belongs to its weights, whatever its key."""
-    found = [value for optimizer in optimizers for value in optimizer.state.get(parameter, {}).values()]
-    return [value for value in found if _follows(value, parameter.shape)]
+def states_of(optimizers: Iterable[Optimizer], parameter: nn.Parameter) -> list[tuple[Tensor, float]]:
+    """Every state tensor of a parameter's shape, which belongs to its weights whatever its key, and its fresh value."""
+    return [
+        (value, fresh(optimizer, key))
+        for optimizer in optimizers
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if _follows(value, parameter.shape)
+    ]
+
+
+def fresh(optimizer: Optimizer, key: str) -> float:
+    """What a weight's state begins with: zero, but for the two optimizers of torch that begin elsewhere."""
+    if isinstance(optimizer, optim.Rprop) and key == "step_size":
+        return float(optimizer.param_groups[0]["lr"])
+    if isinstance(optimizer, optim.Adagrad) and key == "sum":
+        return float(optimizer.param_groups[0]["initial_accumulator_value"])
+    return 0.0
+
+
+def forget_directions(optimizers: Iterable[Optimizer]) -> None:
+    """Let LBFGS begin anew: its flat directions of earlier steps would move weights that are gone."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, optim.LBFGS):
+            optimizer.state.clear()
 
 
 def change_states(
     optimizers: Iterable[Optimizer],
     parameter: nn.Parameter,
     shape: torch.Size,
-    change: Callable[[Tensor], Tensor],
+    change: Callable[[Tensor, float], Tensor],
 ) -> None:
-    """Replace every state tensor of ``shape`` that a parameter has by ``change`` of it."""
+    """Replace every state tensor of ``shape`` that a parameter has by ``change`` of it and its fresh value."""
     for optimizer in optimizers:
         state = optimizer.state.get(parameter, {})
         for key, value in state.items():
             if _follows(value, shape):
-                state[key] = change(value)
+                state[key] = change(value, fresh(optimizer, key))
 
 
 def _follows(value: object, shape: torch.Size) -> bool:

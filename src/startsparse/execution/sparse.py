@@ -7,7 +7,7 @@ output gradients of the step's micro-batches are kept (or, where the weight is s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..criteria import gradient as gradient_score
-from ..draw import Permutation
+from ..draw import Drawn, Permutation
 from ..kernels import Pattern, dense_gradient, watch
 from ..layers import Layer
 from ..methods import Change, Method
@@ -33,7 +33,12 @@ class SparseView:
         self.name, self.shape, self.source = site.name, site.shape, site.source
         self.geometry = site.layer.geometry
         self.frozen = not site.parameter.requires_grad
-        self.capacity = math.prod(site.shape) if site.source is None else int(site.source.sum())
+        self._inside = _membership(site.source)
+        self.capacity = math.prod(site.shape)
+        if site.source is not None:
+            self.capacity = (
+                int(site.source.count or 0) if isinstance(site.source, Drawn) else int(site.source.sum())
+            )
         self._live = site.module.live()
         self._order = self._live.order()
 
@@ -64,8 +69,8 @@ class SparseView:
             score = gradient_score(gradient).reshape(-1).clone()
             inside = slice(*np.searchsorted(kept, [start, start + len(score)]))
             score[torch.from_numpy(kept[inside] - start)] = -torch.inf
-            if self.source is not None:
-                score[~self.source[start : start + len(score)]] = -torch.inf
+            if self._inside is not None:
+                score[torch.from_numpy(~self._inside(np.arange(start, start + len(score))))] = -torch.inf
             allowed = len(score) - int(score.isneginf().sum())
             best = top_k(score, min(count, allowed), what=self.name).nonzero().squeeze(1)
             positions, scores = torch.cat((positions, best + start)), torch.cat((scores, score[best]))
@@ -87,14 +92,13 @@ class SparseView:
 
     def _allowed(self, kept: np.ndarray):
         """Whether positions may grow: they are not kept, and lie in the source."""
-        source = None if self.source is None else self.source.numpy()
 
         def allowed(positions: np.ndarray) -> np.ndarray:
             at = np.searchsorted(kept, positions)
             free = np.ones(len(positions), bool)
             known = at < len(kept)
             free[known] = kept[at[known]] != positions[known]
-            return free if source is None else free & source[positions]
+            return free if self._inside is None else free & self._inside(positions)
 
         return allowed
 
@@ -115,7 +119,7 @@ class SparseSite(Site):
     def __init__(
         self,
         layer: Layer,
-        source: Tensor | None,
+        source: Tensor | Drawn | None,
         positions: Tensor,
         values: Tensor,
         optimizers: Iterable[Optimizer],
@@ -201,7 +205,10 @@ class SparseSite(Site):
     def _on_backward(self, x: Tensor, dy: Tensor) -> None:
         """Keep a micro-batch's inputs and output gradients, or their product where that is less."""
         gradient, pass_ = self.parameter.grad, torch._C._current_graph_task_id()
-        if pass_ != self._pass and (gradient is None or not bool(gradient.any())):
+        anew = pass_ != self._pass and (gradient is None or not bool(gradient.any()))
+        if anew and self.weight_before_step is not None and (self._batches or self._dense is not None):
+            return  # a closure is called again: its first gradient is that of the remembered weight
+        if anew:
             self._batches, self._dense = [], None  # of a step that was skipped
         self._pass = pass_
         if x.numel() + dy.numel() < math.prod(self.shape):
@@ -242,6 +249,9 @@ class SparseSite(Site):
         kept += [tensor for tensor in (self._dense, self.parameter.grad) if tensor is not None]
         return all(bool(tensor.isfinite().all()) for tensor in kept)
 
+    def has_gradient(self) -> bool:
+        return bool(self._batches) or self._dense is not None
+
     def gradient_state(self) -> Tensor | None:
         blocks = [block for _, block in self.gradient_blocks()]
         return torch.cat([block.reshape(-1) for block in blocks]).view(self.shape) if blocks else None
@@ -271,10 +281,9 @@ class SparseSite(Site):
             weight[grown] = values
         moved_gradient = None if gradient is None else old.move(new, [gradient])[0]
 
-        def follow(state: Tensor) -> Tensor:
+        def follow(state: Tensor, fresh: float) -> Tensor:
             (moved,) = old.move(new, [state])
-            if method.grown_state == "mean" and state.numel():
-                moved[grown] = state.mean()
+            moved[grown] = state.mean() if method.grown_state == "mean" and state.numel() else fresh
             return moved
 
         change_states(optimizers, self.parameter, shape, follow)
@@ -293,7 +302,7 @@ class SparseSite(Site):
         return found
 
     @torch.no_grad()
-    def restore(self, positions: Tensor, source: Tensor | None, gradient: Tensor | None) -> None:
+    def restore(self, positions: Tensor, source: Tensor | Drawn | None, gradient: Tensor | None) -> None:
         self.source = source
         loaded = self.module.__dict__.get("loaded_dense")
         old = self.module.live()
@@ -316,3 +325,14 @@ def _averaged(gradient: Tensor) -> Tensor:
     gradient = gradient.clone()
     torch.distributed.all_reduce(gradient)
     return gradient / torch.distributed.get_world_size()
+
+
+def _membership(source: Tensor | Drawn | None) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Whether positions lie in a source; a draw is looked up, not stored."""
+    if source is None:
+        return None
+    if isinstance(source, Drawn):
+        order, limit = Permutation(source.size, "exact", source.seed, source.name), int(source.count or 0)
+        return lambda positions: order.ranks(positions) < limit
+    flat = source.numpy()
+    return lambda positions: flat[positions]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..distributions import Distribution, Scaled, allocate
+from ..distributions import Distribution, Scaled, allocate, whole
 from ..distributions import names as distribution_names
 from ..draw import Drawn
 from ..flow import Repair
@@ -139,21 +139,25 @@ def layer_counts(
     return allocate(distribution, shapes, density, capacity=room)
 
 
-def prune_to(views: Views, scores: Mapping[str, Tensor], target: int, distribution: Distribution) -> Changes:
+def prune_to(views: Views, scores: Mapping[str, Tensor], target: int, method: Method) -> Changes:
     """Drop the live weights of lowest score until ``target`` are left, over all layers or layer by layer.
+
+    Layer by layer, every layer goes the same share of its way from what lives now to its final count.
 
     Args:
         views: the layers.
         scores: name -> score of each live weight, (num_active,), in rising position.
         target: live weights to keep, of all layers together.
-        distribution: ``"global"`` ranks all layers together; anything else shares ``target`` among them first.
+        method: its distribution (``"global"`` ranks all layers together) and final density.
     """
-    if distribution == GLOBAL:
+    if method.distribution == GLOBAL:
         kept = top_k_across(scores, target)
     else:
-        total = sum(torch.Size(view.shape).numel() for view in views.values())
-        active = {name: view.num_active for name, view in views.items()}
-        counts = layer_counts(distribution, views, target / total, capacity=active)
+        live = {name: view.num_active for name, view in views.items()}
+        ends = layer_counts(method.distribution, views, method.density)
+        now, end = sum(live.values()), sum(ends.values())
+        left = (target - end) / (now - end) if now > end else 0.0
+        counts = whole({name: ends[name] + left * (live[name] - ends[name]) for name in views}, target, live)
         kept = {name: top_k(scores[name], counts[name], what=name) for name in views}
     return {
         name: Change(view.active_positions()[~kept[name]], torch.empty(0, dtype=torch.int64))

@@ -6,6 +6,8 @@ update around them, counts, source and schedule, is shared.
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,15 +56,34 @@ class DropGrow(RandomStart):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.drop_fraction <= 1:
+        fraction = self.drop_fraction
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
             raise ValueError(f"{self.name}: drop_fraction must be in [0, 1], got {self.drop_fraction!r}")
         self._integer("update_interval", low=1)
+        for field in ("update_begin", "update_end"):
+            _ = as_step(getattr(self, field), 1, f"{self.name}: {field}")
+        for field in ("exclude_dropped", "skip_step_on_update"):
+            if not isinstance(getattr(self, field), bool):
+                raise ValueError(f"{self.name}: {field} must be True or False, got {getattr(self, field)!r}")
         self._one_of("drop_schedule", FRACTIONS)
         self._one_of("grown_value", VALUES)
         self._one_of("grown_state", STATES)
 
     def check(self, views: Views, total_steps: int | None) -> None:
-        _ = self.window(total_steps)  # a fraction of an unknown run is refused here
+        window = self.window(total_steps)
+        if window.last < window.first:
+            warnings.warn(
+                f"{self.name} will never update: no multiple of update_interval={window.interval} lies in "
+                f"[{window.begin}, {window.end})",
+                stacklevel=5,
+            )
+        total = sum(math.prod(view.shape) for view in views.values())
+        room = sum(view.capacity for view in views.values())
+        if room <= round(self.density * total) < total:
+            warnings.warn(
+                f"{self.name} can move no weight: density {self.density:g} fills the source, enlarge it",
+                stacklevel=5,
+            )
 
     def window(self, total_steps: int | None) -> Window:
         """The update steps of a run."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..criteria import magnitude, saliency
 from ..distributions import Distribution
 from ..schedules import Window, as_step, cubic
-from .base import GLOBAL, Changes, Method, Start, Views, prune_to
+from .base import GLOBAL, Changes, Method, Start, Views, layer_counts, prune_to
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class Prune(Method):
                 f"{self.name}: density {self.density:g} asks for {round(self.density * total)} weights, but the source "
                 f"holds only {room}: lower the density or enlarge the source"
             )
+        if self.distribution != GLOBAL:
+            _ = layer_counts(
+                self.distribution, views, self.density
+            )  # what it cannot share out is refused here
         frozen = [name for name, view in views.items() if view.frozen]
         if self.prunes_later and frozen:
             raise ValueError(
@@ -68,7 +72,7 @@ class Magnitude(Prune):
 
     def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
         scores = {name: magnitude(view.active_weights()) for name, view in views.items()}
-        return prune_to(views, scores, target, self.distribution)
+        return prune_to(views, scores, target, self)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class SNIP(Prune):
         scores = {
             name: saliency(view.active_weights(), view.active_gradients()) for name, view in views.items()
         }
-        return prune_to(views, scores, target, self.distribution)
+        return prune_to(views, scores, target, self)
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,8 @@ class GMP(Prune):
     def __post_init__(self):
         super().__post_init__()
         self._integer("update_interval", low=1)
+        for field in ("update_begin", "update_end"):
+            _ = as_step(getattr(self, field), 1, f"{self.name}: {field}")
 
     def check(self, views: Views, total_steps: int | None) -> None:
         super().check(views, total_steps)
@@ -181,4 +187,4 @@ class GMP(Prune):
 
     def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
         scores = {name: magnitude(view.active_weights()) for name, view in views.items()}
-        return prune_to(views, scores, target, self.distribution)
+        return prune_to(views, scores, target, self)
