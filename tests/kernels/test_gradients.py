@@ -32,7 +32,7 @@ def test_candidates_inside_a_source():
     assert torch.equal(positions, torch.argsort(inside, descending=True)[:50])
 
 
-def test_ties_go_to_the_lower_position_and_nan_comes_last():
+def test_ties_go_to_the_lower_position_and_nan_counts_as_zero():
     pattern = Pattern.build(torch.tensor([1]), 2, 3)
     x = torch.tensor([[1.0, 1.0, float("nan")]])
     dy = torch.tensor([[1.0, -1.0]])

@@ -70,7 +70,7 @@ def grow_candidates(
 ) -> tuple[Tensor, Tensor]:
     """The ``count`` weights, not live now, whose dense gradients are largest in magnitude.
 
-    Ties go to the lower position. A gradient that is not a number ranks below all others.
+    Ties go to the lower position. A gradient that is not a number counts as zero.
 
     Args:
         pattern: The live weights, which are left out.
@@ -82,25 +82,42 @@ def grow_candidates(
         Row-major positions (int64), largest magnitude first, and their gradients with sign.
     """
     live = pattern.positions()
-    best = torch.empty(0, dtype=torch.int64), torch.empty(0)
-    if count <= 0:
-        return best
-    for row, gradient in dense_gradient(x, dy, **layer):
+    found: list[tuple[Tensor, Tensor]] = []
+    counts = torch.zeros(_BINS, dtype=torch.int64)
+    limit = 0.0
+    for row, gradient in dense_gradient(x, dy, **layer) if count > 0 else ():
         start, flat = row * pattern.cols, gradient.reshape(-1)
-        if allowed is None:
-            score = flat.abs().nan_to_num_(nan=-1.0, posinf=torch.inf)
-            score[_within(live, start, flat.numel())] = -2.0
-            position = _largest(score, count)
-        else:
-            inside = _within(allowed, start, flat.numel())
-            taken = torch.zeros(flat.numel(), dtype=torch.bool)
-            taken[_within(live, start, flat.numel())] = True
-            position = inside[~taken[inside]]
-        found = torch.cat((best[0], position + start)), torch.cat((best[1], flat[position]))
-        score = found[1].abs().nan_to_num_(nan=-1.0, posinf=torch.inf)
-        order = torch.argsort(score, descending=True, stable=True)[:count]  # positions ascend among equals
-        best = found[0][order], found[1][order]
-    return best
+        free = torch.ones(flat.numel(), dtype=torch.bool)
+        if allowed is not None:
+            free.zero_()[_within(allowed, start, flat.numel())] = True
+        free[_within(live, start, flat.numel())] = False
+        score = _magnitude(flat).masked_fill_(~free, 0.0)
+        counts += torch.bincount(score.view(torch.int32) >> _SHIFT, minlength=_BINS)
+        limit = _limit(counts, count)
+        position = free.logical_and_(score >= limit).nonzero().flatten()
+        found.append((position + start, flat[position]))
+    positions = torch.cat([torch.empty(0, dtype=torch.int64), *(position for position, _ in found)])
+    values = torch.cat([torch.empty(0), *(value for _, value in found)])
+    near = _magnitude(values) >= limit
+    positions, values = positions[near], values[near]
+    best = torch.argsort(_magnitude(values), descending=True, stable=True)[:count]  # positions ascend in ties
+    return positions[best], values[best]
+
+
+# Magnitudes are counted by the upper bits of their float32 pattern, which order them.
+_SHIFT = 16
+_BINS = 1 << (31 - _SHIFT)
+
+
+def _magnitude(gradient: Tensor) -> Tensor:
+    return gradient.abs().nan_to_num_(nan=0.0, posinf=torch.inf)
+
+
+def _limit(counts: Tensor, count: int) -> float:
+    """A magnitude that at least ``count`` of those counted reach, and few more; zero where there are fewer."""
+    reaching = counts.flip(0).cumsum(0).flip(0)
+    lowest = max(int((reaching >= count).sum()) - 1, 0)
+    return float(torch.tensor(lowest << _SHIFT, dtype=torch.int32).view(torch.float32))
 
 
 def _within(positions: Tensor, start: int, size: int) -> Tensor:
@@ -108,13 +125,3 @@ def _within(positions: Tensor, start: int, size: int) -> Tensor:
     ends = torch.tensor([start, start + size])
     first, last = torch.searchsorted(positions, ends).tolist()
     return positions[first:last] - start
-
-
-def _largest(score: Tensor, count: int) -> Tensor:
-    """Indices, ascending, of the ``count`` largest scores above -2, and of all that tie with the last of
-    them."""
-    if score.numel() > count:
-        limit = max(float(torch.topk(score, count, sorted=True).values[-1]), -1.0)
-    else:
-        limit = -1.0
-    return (score >= limit).nonzero().flatten()

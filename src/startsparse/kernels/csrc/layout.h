@@ -14,67 +14,68 @@ static inline int64_t items_in(const Geometry &g, int64_t tile) {
     return left < g.lanes ? left : g.lanes;
 }
 
+constexpr int64_t AHEAD = 64; // floats: how far rows are fetched before they are packed or written
+
 static inline void clear(float *p, int64_t n) {
     for (int64_t i = 0; i < n; ++i)
         p[i] = 0.0f;
 }
 
+// Starts of the steps of W features that cover `width` of them; the last step may overlap the one before.
+static inline int64_t step_at(int64_t f, int64_t width) { return width - f < W ? width - W : f; }
+
 // `width` row-major features of `items` items -> `width` blocked features; lanes without an item become zero.
 // `place` tells where each feature goes (in features); null: one after the other.
 static void pack_run(const float *x, int64_t stride, int64_t items, int64_t width, int64_t lanes,
                      const int32_t *place, float *out) {
-    const int64_t whole = items / W * W;
-    for (int64_t f = 0; f < width; f += W) {
-        if (width - f < W && width >= W) f = width - W; // the last step overlaps the one before
-        if (width >= W) {
-            for (int64_t b = 0; b < whole; b += W) {
-                vec row[W];
+    const int64_t whole = width >= W ? items / W * W : 0;
+    for (int64_t b = 0; b < whole; b += W) {
+        for (int64_t step = 0; step < width; step += W) {
+            const int64_t f = step_at(step, width);
+            vec row[W];
 #pragma GCC unroll 16
-                for (int i = 0; i < W; ++i)
-                    row[i] = load(x + (b + i) * stride + f);
-                transpose(row);
+            for (int i = 0; i < W; ++i) {
+                row[i] = load(x + (b + i) * stride + f);
+                __builtin_prefetch(x + (b + i) * stride + f + AHEAD);
+            }
+            transpose(row);
 #pragma GCC unroll 16
-                for (int i = 0; i < W; ++i) {
-                    const int64_t at = place ? place[f + i] : f + i;
-                    if (at >= 0) store(out + at * lanes + b, row[i]);
-                }
+            for (int i = 0; i < W; ++i) {
+                const int64_t at = place ? place[f + i] : f + i;
+                if (at >= 0) store(out + at * lanes + b, row[i]);
             }
         }
-        const int64_t end = f + W < width ? f + W : width, begin = width >= W ? whole : 0;
-        for (int64_t i = f; i < end && begin < lanes; ++i) {
-            const int64_t at = place ? place[i] : i;
-            if (at < 0) continue;
-            for (int64_t b = begin; b < lanes; ++b)
-                out[at * lanes + b] = b < items ? x[b * stride + i] : 0.0f;
-        }
+    }
+    for (int64_t i = 0; i < width && whole < lanes; ++i) {
+        const int64_t at = place ? place[i] : i;
+        for (int64_t b = whole; b < lanes && at >= 0; ++b)
+            out[at * lanes + b] = b < items ? x[b * stride + i] : 0.0f;
     }
 }
 
 static void unpack_run(const float *in, int64_t stride, int64_t items, int64_t width, int64_t lanes,
                        const int32_t *place, float *x) {
-    const int64_t whole = items / W * W;
-    for (int64_t f = 0; f < width; f += W) {
-        if (width - f < W && width >= W) f = width - W;
-        if (width >= W) {
-            for (int64_t b = 0; b < whole; b += W) {
-                vec row[W];
+    const int64_t whole = width >= W ? items / W * W : 0;
+    for (int64_t b = 0; b < whole; b += W) {
+        for (int64_t step = 0; step < width; step += W) {
+            const int64_t f = step_at(step, width);
+            vec row[W];
 #pragma GCC unroll 16
-                for (int i = 0; i < W; ++i) {
-                    const int64_t at = place ? place[f + i] : f + i;
-                    row[i] = at >= 0 ? load(in + at * lanes + b) : vec{};
-                }
-                transpose(row);
-#pragma GCC unroll 16
-                for (int i = 0; i < W; ++i)
-                    store(x + (b + i) * stride + f, row[i]);
+            for (int i = 0; i < W; ++i) {
+                const int64_t at = place ? place[f + i] : f + i;
+                row[i] = at >= 0 ? load(in + at * lanes + b) : vec{};
+                __builtin_prefetch(x + (b + i) * stride + f + AHEAD, 1);
             }
+            transpose(row);
+#pragma GCC unroll 16
+            for (int i = 0; i < W; ++i)
+                store(x + (b + i) * stride + f, row[i]);
         }
-        const int64_t end = f + W < width ? f + W : width, begin = width >= W ? whole : 0;
-        for (int64_t i = f; i < end; ++i) {
-            const int64_t at = place ? place[i] : i;
-            for (int64_t b = begin; b < items; ++b)
-                x[b * stride + i] = at >= 0 ? in[at * lanes + b] : 0.0f;
-        }
+    }
+    for (int64_t i = 0; i < width && whole < items; ++i) {
+        const int64_t at = place ? place[i] : i;
+        for (int64_t b = whole; b < items; ++b)
+            x[b * stride + i] = at >= 0 ? in[at * lanes + b] : 0.0f;
     }
 }
 
