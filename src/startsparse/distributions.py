@@ -197,6 +197,8 @@ def _wishes(distribution: Distribution, shapes: Shapes, density: float):
         if not found:
             raise ValueError(f"distribution: {pattern!r} matches no layer: {nearest(pattern, list(shapes))}")
         if isinstance(value, str):
+            if value not in _RULES:
+                raise ValueError(f"unknown distribution {value!r}: {nearest(value, names())}")
             if pattern != "*":
                 raise ValueError(
                     f"distribution: {pattern!r} is given the rule {value!r}; a rule is for the layers no density names, "

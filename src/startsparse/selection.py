@@ -126,7 +126,6 @@ def _kth_highest(parts: list[Tensor], count: int) -> Tensor:
     values = parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].device) for part in parts])
     place = values.numel() - count
     if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
-        return torch.tensor(
-            np.partition(values.detach().numpy(), place)[place]
-        )  # vectorised, unlike kthvalue
+        # vectorised, unlike torch's kthvalue
+        return torch.from_numpy(np.partition(values.detach().numpy(), place)[place : place + 1])[0]
     return values.kthvalue(place + 1).values

@@ -34,6 +34,7 @@ class MaskedSite(Site):
             self._mask.copy_(self.source.view(layer.shape))
         self._capturing = False
         self._capture_handle = None
+        self._begins = True
         self._dense_gradient: Tensor | None = None
         self._weight_before_step: Tensor | None = None
         self._loaded: Tensor | None = None
@@ -94,7 +95,16 @@ class MaskedSite(Site):
             self._capture_handle.remove()
             self._capture_handle = None
         if wanted and self.parameter.requires_grad:
-            self._capture_handle = self.parameter.register_hook(self._capture)
+            self._capture_handle = self.parameter.register_hook(self._before_gradient)
+
+    @torch.no_grad()
+    def _before_gradient(self, gradient: Tensor) -> None:
+        """Whether a gradient that is about to arrive begins a new sum: nothing is accumulated yet.
+
+        So the micro-batches of a step that was skipped do not leak into the next one.
+        """
+        accumulated = self.parameter.grad
+        self._begins = accumulated is None or accumulated.is_sparse or not bool(accumulated.any())
 
     @torch.no_grad()
     def _on_gradient(self, parameter: Tensor) -> None:
@@ -105,25 +115,22 @@ class MaskedSite(Site):
             raise ValueError(
                 f"{self.name}: its gradient is a sparse tensor; build the layer with sparse=False"
             )
+        if self._capturing:
+            self._capture(gradient)
         self._zero_outside(gradient)
 
-    @torch.no_grad()
     def _capture(self, gradient: Tensor) -> None:
         """Keep the dense gradient, summed over the micro-batches of one optimizer step.
 
-        It is seen before it is accumulated. Where nothing is accumulated yet it starts anew, so that the micro-batches
-        of a step that was skipped do not leak into the next one.
+        One that goes on accumulating is the masked sum of before plus the new micro-batch: live positions already
+        hold the whole sum, the others are added here.
         """
-        if gradient.layout != torch.strided:
-            return  # refused where it has arrived
-        accumulated = self.parameter.grad
-        begins = accumulated is None or not bool(accumulated.any())
-        if begins and self._weight_before_step is not None and self._dense_gradient is not None:
+        if self._begins and self._weight_before_step is not None and self._dense_gradient is not None:
             return  # a closure is called again: its first gradient is that of the remembered weight
-        if begins or self._dense_gradient is None:
-            self._dense_gradient = gradient.detach().clone()
+        if self._begins or self._dense_gradient is None:
+            self._dense_gradient = gradient.clone()
         else:
-            self._dense_gradient += gradient
+            self._dense_gradient = torch.where(self._mask, gradient, self._dense_gradient + gradient)
 
     def _zero_outside(self, tensor: Tensor) -> None:
         """Zero the inactive positions by clearing bits: exact for NaN and infinity, and as fast as a product."""
