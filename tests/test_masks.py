@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from startsparse.masks import (
     density,
     distance,
     fingerprint,
+    fingerprint_positions,
     intersection,
     is_subset,
     num_active,
@@ -151,6 +155,39 @@ def test_fingerprints_ignore_order_and_memory_layout():
     assert (
         fingerprint({"a": a.to(memory_format=torch.channels_last), "b": b.t().contiguous().t()}) == expected
     )
+
+
+@pytest.mark.parametrize("part", [8, 64, 1 << 20])
+def test_the_fingerprint_does_not_depend_on_the_parts(part, monkeypatch):
+    monkeypatch.setattr("startsparse.masks._PART", part)
+    some = {
+        "b": mask_of((7, 13, 3), 1),
+        "a": mask_of((257,), 2, 0.02),
+        "none": bools(0, 0),
+        "empty": mask_of((0, 3)),
+    }
+    digest = hashlib.sha256()
+    for name in sorted(some):
+        digest.update(f"{name}|{tuple(some[name].shape)}|".encode() + pack(some[name]).numpy().tobytes())
+    assert fingerprint(some) == digest.hexdigest()
+    positions = {name: mask.reshape(-1).nonzero().squeeze(1) for name, mask in some.items()}
+    shapes = {name: tuple(mask.shape) for name, mask in some.items()}
+    assert fingerprint_positions(positions, shapes) == digest.hexdigest()
+
+
+def test_a_fingerprint_needs_memory_for_a_part_alone():
+    kept = torch.ones(1 << 12, 1 << 12, dtype=torch.bool)
+    few = {"w": torch.arange(0, 1 << 24, 1000)}
+    fingerprint({"w": kept[:2]})  # what is loaded at the first call does not count
+    tracemalloc.start()
+    try:
+        fingerprint({"w": kept})
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22  # a quarter of a byte a weight
+        fingerprint_positions({"w": kept.reshape(-1).nonzero().squeeze(1)}, {"w": kept.shape})
+        fingerprint_positions(few, {"w": kept.shape})
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24  # a byte a weight
+    finally:
+        tracemalloc.stop()
 
 
 def test_golden_fingerprint():

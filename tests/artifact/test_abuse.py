@@ -34,9 +34,11 @@ def parts(sound):
 def seal(path, tensors, metadata, table) -> None:
     """A file with a true checksum, whatever it says."""
     text = table if isinstance(table, bytes) else json.dumps(table).encode()
-    tensors = dict(tensors, layout=np.frombuffer(text, np.uint8))
-    with open(path, "wb") as file:
-        file.writelines(part.tobytes() for part in container.write(tensors, metadata))
+    whole(dict(tensors, layout=np.frombuffer(text, np.uint8)), metadata).tofile(path)
+
+
+def whole(tensors, metadata) -> np.ndarray:
+    return np.concatenate(container.write({name: [array] for name, array in tensors.items()}, metadata))
 
 
 def refused(path, reason: str) -> None:
@@ -141,8 +143,7 @@ def test_lies_under_a_true_checksum(place, sound, lie):
 
 def test_no_layout(place, sound):
     tensors, metadata, _ = parts(sound)
-    with open(place, "wb") as file:
-        file.writelines(part.tobytes() for part in container.write(tensors, metadata))
+    whole(tensors, metadata).tofile(place)
     refused(place, "no layout table")
     seal(place, tensors, metadata, b"[" * 100_000)
     refused(place, "layout table is not valid JSON")
@@ -210,7 +211,7 @@ def test_a_changed_byte_under_a_true_checksum_breaks_nothing(place, sound, where
     array = tensors[text].copy()
     array[int(where * len(array))] ^= change
     tensors[text] = array
-    found = outcome(place, np.concatenate(container.write(tensors, metadata)))
+    found = outcome(place, whole(tensors, metadata))
     if found is not None:
         assert all(
             bool((tensor[~found.masks[name]] == 0).all())

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from startsparse.artifact import coding
+from startsparse.artifact import coding, live
+from startsparse.artifact.live import of_mask
 
 masks = hnp.arrays(bool, st.integers(0, 300), elements=st.integers(0, 12).map(lambda value: value == 0))
 
@@ -12,34 +13,43 @@ masks = hnp.arrays(bool, st.integers(0, 300), elements=st.integers(0, 12).map(la
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(masks, st.integers(0, 8))
 def test_rice_is_inverted_for_every_parameter(mask, k):
-    gap = coding.gaps(mask)
     k = min(k, max(len(mask), 1).bit_length())
-    packed = coding.rice_encode(gap, k)
-    assert np.array_equal(coding.rice_decode(packed, len(gap), k, len(mask)), mask)
+    count = int(mask.sum())
+    packed = coding.rice_encode(coding.gaps(of_mask(mask)), count, k)
+    assert coding.rice_decode(packed, count, k, len(mask)).tolist() == mask.nonzero()[0].tolist()
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(masks)
 def test_the_parameter_is_the_best_and_its_length_is_true(mask):
-    gap = coding.gaps(mask)
+    count, gap = int(mask.sum()), list(coding.gaps(of_mask(mask)))
     k, length = coding.rice_parameter(gap)
-    lengths = [len(coding.rice_encode(gap, other)) for other in range(12)]
+    lengths = [len(coding.rice_encode(gap, count, other)) for other in range(12)]
     assert length == lengths[k] == min(lengths)
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(masks)
 def test_bits_are_inverted(mask):
-    assert np.array_equal(coding.unpack_bits(coding.pack_bits(mask), len(mask)), mask)
+    packed = coding.pack_bits(of_mask(mask))
+    assert packed.tolist() == np.packbits(mask).tolist()
+    assert coding.unpack_bits(packed, len(mask)).all_positions().tolist() == mask.nonzero()[0].tolist()
 
 
-def test_chunks_join(monkeypatch):
+@pytest.mark.parametrize("k", [0, 1, 3, 8])
+def test_parts_join(monkeypatch, k):
     mask = np.arange(5000) * 31 % 17 == 0
-    gap, k = coding.gaps(mask), 3
-    whole = coding.rice_encode(gap, k)
-    monkeypatch.setattr(coding, "_CHUNK", 7)
-    assert np.array_equal(coding.rice_encode(gap, k), whole)
-    assert np.array_equal(coding.rice_decode(whole, len(gap), k, 5000), mask)
+    mask[1000:3000] = False
+    where, count = np.flatnonzero(mask), int(mask.sum())
+    (gap,) = coding.gaps(of_mask(mask))
+    whole = coding.rice_encode([gap], count, k)
+    monkeypatch.setattr(coding, "_CHUNK", 8)
+    monkeypatch.setattr(live, "PART", 64)
+    parts = list(coding.gaps(of_mask(mask)))
+    assert len(parts) > 40 and np.array_equal(np.concatenate(parts), gap)
+    assert coding.rice_parameter(parts) == coding.rice_parameter([gap])
+    assert np.array_equal(coding.rice_encode(parts, count, k), whole)
+    assert np.array_equal(coding.rice_decode(whole, count, k, 5000), where)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +75,7 @@ def test_a_sum_beyond_64_bits_is_refused():
     size = 2**61
     gap = np.full(8, size - 1)
     with pytest.raises(ValueError, match="beyond the end"):
-        coding.rice_decode(coding.rice_encode(gap, 61), 8, 61, size)
+        coding.rice_decode(coding.rice_encode([gap], 8, 61), 8, 61, size)
 
 
 def test_bits_refuse_wrong_lengths_and_filling():

@@ -9,7 +9,8 @@ from startsparse.artifact import FormatError, container
 
 
 def whole(tensors, metadata=None):
-    return np.concatenate(container.write(tensors, metadata or {}))
+    parts = {name: [array] for name, array in tensors.items()}
+    return np.concatenate(container.write(parts, metadata or {}))
 
 
 def handmade(header, data=b""):
@@ -44,6 +45,15 @@ def test_the_safetensors_library_agrees():
     assert {name: (t["dtype"], t["shape"], bytes(t["data"])) for name, t in found.items()} == {
         name: (name, [5], array.tobytes()) for name, array in tensors.items()
     }
+
+
+def test_arrays_that_follow_one_another_are_one_tensor():
+    pieces = {
+        "a": [np.arange(2, dtype="<u4"), np.zeros(0, "<u4"), np.arange(3, dtype="<u4")],
+        "b": [np.ones(1, "u1")],
+    }
+    joined = {name: np.concatenate(arrays) for name, arrays in pieces.items()}
+    assert np.array_equal(np.concatenate(container.write(pieces, {"k": "v"})), whole(joined, {"k": "v"}))
 
 
 META = {"__metadata__": {}}

@@ -3,10 +3,12 @@ import pytest
 
 from startsparse.artifact import container, format
 from startsparse.artifact.format import Record
+from startsparse.artifact.live import of_mask
 
-VALUES = np.array([0, 1.5, 0, -2], np.float32)
+VALUES = np.array([1.5, -2], np.float32)
+LIVE = of_mask(np.array([False, True, False, True]))
 RECORDS = [
-    Record("w", "F32", (2, 2), VALUES, VALUES != 0),
+    Record("w", "F32", (2, 2), VALUES, LIVE),
     Record("b", "F32", (2,), np.array([3, 4], np.float32)),
     Record("tied", "F32", (2, 2), None, alias=0),
 ]
@@ -33,15 +35,16 @@ def test_build_inverts_pack():
     for found, expected in zip(records, RECORDS, strict=True):
         for field in ("name", "dtype", "shape", "alias", "draw"):
             assert getattr(found, field) == getattr(expected, field)
-        for field in ("values", "mask"):
-            assert (getattr(found, field) is None) == (getattr(expected, field) is None)
-            assert np.array_equal(getattr(found, field), getattr(expected, field))
+        assert np.array_equal(found.values, expected.values)
+        assert (found.live is None) == (expected.live is None)
+    assert records[0].live is not None and records[0].live.all_positions().tolist() == [1, 3]
     assert metadata["user"] == [1, None] and "checksum" not in metadata
 
 
 def test_parse_allocates_nothing_and_says_what_build_will():
     parsed = format.parse(pack(RECORDS))
-    assert parsed.num_bytes == 4 * 4 + 4 + 2 * 4
+    assert parsed.num_bytes() == 4 * 4 + 4 + 2 * 4
+    assert parsed.num_bytes({"w"}) == 2 * (4 + 8) + 2 * 4
 
 
 @pytest.mark.parametrize("records", [[], RECORDS[1:2], [Record("e", "BF16", (0, 3), np.zeros(0, "<u2"))]])

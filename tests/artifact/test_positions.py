@@ -3,13 +3,15 @@ import pytest
 
 from startsparse import draw
 from startsparse.artifact import FormatError, positions
+from startsparse.artifact.live import of_mask
 
 
 def encode(mask, claim=None):
-    row, packed = positions.encode(mask, "w", claim)
+    row, packed = positions.encode(of_mask(mask), "w", claim)
     count, length, _ = positions.parse(row, len(mask), "w")
     assert (count, length) == (mask.sum(), len(packed))
-    assert np.array_equal(positions.decode(row, packed, len(mask), "w"), mask)
+    live = positions.decode(row, packed, len(mask), "w")
+    assert live.all_positions().tolist() == np.flatnonzero(mask).tolist()
     return row
 
 

@@ -21,7 +21,9 @@ def test_unusual_dtypes_may_be_sparse(name):
     weight = torch.tensor([[0.0, 2.0], [-1.0, 0.0]]).to(state.DTYPES[name])
     mask = torch.tensor([[False, True], [True, False]])
     (record,) = state.to_records({"w": weight}, {"w": mask}, {})
-    assert record.mask is not None and record.mask.tolist() == [False, True, True, False]
+    assert record.live is not None and record.live.all_positions().tolist() == [1, 2]
+    assert record.values is not None and len(record.values) == 2
+    assert torch.equal(state.to_tensor(record).view(torch.uint8), weight.view(torch.uint8))
     with pytest.raises(ValueError, match="1 values of 'w' outside its mask are not zero"):
         state.to_records({"w": weight}, {"w": torch.tensor([[False, True], [False, False]])}, {})
 
@@ -73,7 +75,7 @@ def test_tied_tensors_are_one_record_and_views_are_not():
     }
     records = state.to_records(tensors, {"b.weight": tied.weight != 0}, {})
     assert [record.alias for record in records] == [None, 0, None, None]
-    assert records[0].mask is not None
+    assert records[0].live is not None
     back, masks, _ = state.to_state(records)
     assert back["a.weight"] is back["b.weight"]
     assert list(masks) == ["a.weight"]

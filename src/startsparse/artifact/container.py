@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,27 +70,28 @@ def checksum(metadata: Mapping[str, str], data: Iterable[np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def write(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> list[np.ndarray]:
+def write(tensors: Mapping[str, Sequence[np.ndarray]], metadata: Mapping[str, str]) -> list[np.ndarray]:
     """The parts of a file, in order, as uint8 arrays; adds the checksum to the metadata.
 
     Args:
-        tensors: name -> contiguous array (length,) of a dtype in ``DTYPES``.
+        tensors: name -> contiguous arrays (length,) of one dtype in ``DTYPES``, which follow one another.
         metadata: strings.
 
     Example:
-        >>> parts = write({"a": np.arange(3, dtype="<u2")}, {"k": "v"})
+        >>> parts = write({"a": [np.arange(2, dtype="<u2"), np.arange(1, dtype="<u2")]}, {"k": "v"})
         >>> tensors, metadata, _ = read(np.concatenate(parts))
         >>> tensors["a"], metadata["k"]
-        (array([0, 1, 2], dtype=uint16), 'v')
+        (array([0, 1, 0], dtype=uint16), 'v')
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    data = [tensors[name].view(np.uint8) for name in order]
+    order = sorted(tensors, key=lambda name: (-tensors[name][0].dtype.itemsize, name))
+    data = [part.view(np.uint8) for name in order for part in tensors[name]]
     stamped = dict(metadata, checksum=checksum(metadata, data))
     header: dict[str, Any] = {"__metadata__": {key: stamped[key] for key in sorted(stamped)}}
     start = 0
-    for name, part in zip(order, data, strict=True):
-        array, stop = tensors[name], start + len(part)
-        header[name] = {"dtype": _NAMES[array.dtype], "shape": [len(array)], "data_offsets": [start, stop]}
+    for name in order:
+        dtype, length = tensors[name][0].dtype, sum(map(len, tensors[name]))
+        stop = start + length * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": [length], "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

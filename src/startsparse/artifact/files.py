@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import layers
-from . import atomic, container, format, layout, state
+from . import atomic, container, format, layout, models, state
 from .errors import FormatError
+from .format import Record
+from .live import Live
+from .models import SparseWeight
 from .positions import Draw
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -52,12 +55,13 @@ def save(
 ) -> None:
     """Write a compact file: the values of live weights, and where they are in as few bytes as will do.
 
-    The file appears as a whole or not at all; the same input gives the same bytes.
+    The file appears as a whole or not at all; the same input gives the same bytes, whatever executes the layers.
+    Of a layer under sparse execution nothing of dense size is made.
 
     Args:
         sparsifier_or_model: a sparsifier; or a model, whose zeros in the weights of Linear, convolution and
-            attention layers are the mask; or a mapping name -> tensor, where zeros in floating-point tensors of two
-            axes or more are; or a ``SparseFile``.
+            attention layers are the mask (sparse modules know their own); or a mapping name -> tensor, where zeros
+            in floating-point tensors of two axes or more are; or a ``SparseFile``.
         path: where to, by custom ``*.sparse.safetensors``.
         metadata: what else to store, as JSON can hold it; ``load`` gives it back as ``.metadata["user"]``.
 
@@ -103,12 +107,8 @@ def _content(
         about = {key: thing.metadata.get(key) for key in ("method", "source", "user")}
         return thing, thing.masks, thing.drawn, about
     if isinstance(thing, nn.Module):
-        return (
-            thing.state_dict(),
-            {name: state.nonzero(layer.parameter) for name, layer in _layers(thing).items()},
-            {},
-            {},
-        )
+        masks = {name: state.nonzero(layer.parameter) for name, layer in _layers(thing).items()}
+        return models.read(thing), masks, {}, {}
     if isinstance(thing, Mapping):
         return thing, {name: state.nonzero(t) for name, t in thing.items() if _has_holes(t)}, {}, {}
     if not hasattr(thing, "masks") or not hasattr(thing, "model"):
@@ -117,9 +117,8 @@ def _content(
         )
     described = thing.describe() if hasattr(thing, "describe") else {}
     about = {key: _jsonable(described.get(key)) for key in ("method", "source")}
-    tensors = thing.dense_state_dict() if hasattr(thing, "dense_state_dict") else thing.model.state_dict()
     drawn = {name: _claim(draw) for name, draw in getattr(thing, "drawn", {}).items()}
-    return tensors, thing.masks, drawn, about
+    return models.read(thing.model), thing.masks, drawn, about
 
 
 def _claim(draw: Any) -> Draw:
@@ -166,6 +165,8 @@ def load(
     Args:
         path: the file.
         model: where to put the tensors; names, shapes and dtypes must be the file's. Unharmed if anything is wrong.
+            Its layers under sparse execution take over live values and positions, and nothing dense is made for
+            them.
         max_bytes: what the tensors and masks may need in memory. Without it and without a model: 1 GiB, or 1000
             times the size of the file, whichever is more.
 
@@ -181,21 +182,16 @@ def load(
     try:
         content = _read(file)
         parsed = format.parse(content)
-        keys = {} if model is None else _fit(parsed.rows, model, file)
-        allowed = max(_SMALL, _RATIO * len(content)) if max_bytes is None else max_bytes
-        if parsed.num_bytes > allowed and (model is None or max_bytes is not None):
-            raise FormatError(
-                f"it describes tensors of {parsed.num_bytes:,} bytes, more than the {allowed:,} allowed; "
-                "if you trust it, pass max_bytes="
-            )
+        slots = {} if model is None else _fit(parsed.rows, model, file)
+        _check_size(parsed, slots, model, max_bytes, len(content))
         records, metadata = format.build(parsed)
-        tensors, masks, drawn = state.to_state(records)
+        if model is None:
+            tensors, masks, drawn = state.to_state(records)
+            return SparseFile(tensors, masks, metadata, drawn)
+        dense, sparse = _distribute(records, slots, file)
     except FormatError as error:
         raise FormatError(f"{file} is not a sound compact file: {error}") from error
-    if model is None:
-        return SparseFile(tensors, masks, metadata, drawn)
-    _refuse_split_ties(tensors, model, keys, file)
-    model.load_state_dict({keys[name]: tensor for name, tensor in tensors.items()})
+    models.fill(model, dense, sparse)
     return model
 
 
@@ -205,16 +201,20 @@ def _read(file: str) -> np.ndarray:
     return np.fromfile(file, np.uint8)
 
 
-def _fit(rows: list[layout.Row], model: nn.Module, file: str) -> dict[str, str]:
-    """Name in the file -> key of the model's ``state_dict``, when all names, shapes and dtypes agree."""
-    own = model.state_dict()
+Slots = dict[str, tuple[str, Any]]
+"""Name in the file -> key of the model's ``state_dict``, and the tensor or sparse weight there."""
+
+
+def _fit(rows: list[layout.Row], model: nn.Module, file: str) -> Slots:
+    """Where everything goes, when all names, shapes and dtypes agree."""
+    own = models.read(model)
     keys = state.plain_names(own)
     stored = {row.name: row for row in rows}
     wrong = [f"{name!r} is in the file only" for name in stored if name not in keys]
     wrong += [f"{name!r} is in the model only" for name in keys if name not in stored]
     for name in stored.keys() & keys.keys():
         there, here = stored[name], own[keys[name]]
-        if not isinstance(here, Tensor) or here.device.type == "meta":
+        if not isinstance(here, Tensor | SparseWeight) or here.device.type == "meta":
             wrong.append(f"{name!r} has no memory in the model (use to_empty first)")
         elif there.shape != tuple(here.shape):
             wrong.append(f"{name!r} has shape {there.shape} in the file, {tuple(here.shape)} in the model")
@@ -223,18 +223,46 @@ def _fit(rows: list[layout.Row], model: nn.Module, file: str) -> dict[str, str]:
     if wrong:
         more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise ValueError(f"{file} does not fit the model: {'; '.join(sorted(wrong)[:10])}{more}")
-    return keys
+    return {name: (key, own[key]) for name, key in keys.items()}
 
 
-def _refuse_split_ties(
-    tensors: Mapping[str, Tensor], model: nn.Module, keys: Mapping[str, str], file: str
+def _check_size(
+    parsed: format.Parsed, slots: Slots, model: nn.Module | None, max_bytes: int | None, file_bytes: int
 ) -> None:
-    own, first = model.state_dict(), {}
-    for name, tensor in tensors.items():
-        other = first.setdefault(state.tie(own[keys[name]]), name)
-        if tensors[other] is not tensor and not _same(tensors[other], tensor):
-            raise ValueError(f"{file} does not fit the model, where {other!r} and {name!r} are one tensor")
+    """Refuse what needs more memory than is allowed; a model of these shapes is leave enough."""
+    if model is not None and max_bytes is None:
+        return
+    allowed = max(_SMALL, _RATIO * file_bytes) if max_bytes is None else max_bytes
+    needed = parsed.num_bytes({name for name, (_, here) in slots.items() if isinstance(here, SparseWeight)})
+    if needed > allowed:
+        raise FormatError(
+            f"it describes tensors of {needed:,} bytes, more than the {allowed:,} allowed; if you trust it, pass "
+            "max_bytes=, or a model: nothing dense is made for its layers under sparse execution"
+        )
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return np.array_equal(state.to_array(a)[1], state.to_array(b)[1])
+def _distribute(
+    records: Sequence[Record], slots: Slots, file: str
+) -> tuple[dict[str, Tensor], dict[models.SparseModule, tuple[Tensor, Live]]]:
+    """Dense tensors by key, live values and their positions by sparse module.
+
+    Raises:
+        ValueError: two names are one tensor in the model and have different contents in the file.
+    """
+    dense: dict[str, Tensor] = {}
+    sparse: dict[models.SparseModule, tuple[Tensor, Live]] = {}
+    first: dict[Any, tuple[str, Record]] = {}
+    made: dict[str, Tensor] = {}  # dense, by the record's name
+    for named in records:
+        record = named if named.alias is None else records[named.alias]
+        key, here = slots[named.name]
+        other, its = first.setdefault(state.tie(here), (named.name, record))
+        if its is not record and not state.same(its, record):
+            raise ValueError(
+                f"{file} does not fit the model, where {other!r} and {named.name!r} are one tensor"
+            )
+        if isinstance(here, SparseWeight):
+            sparse[here.module] = state.live_values(record)
+        else:
+            dense[key] = made.get(record.name, made.setdefault(record.name, state.to_tensor(record)))
+    return dense, sparse

@@ -1,20 +1,20 @@
-"""Tensors, masks and metadata to the bytes of a compact file and back: numpy in, numpy out, no files, no models.
+"""Tensors, positions and metadata to the bytes of a compact file and back: numpy in, numpy out, no files, no models.
 
 The format is written down in ``docs/formats/compact_file.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from .. import masks as masks_room
 from . import container, layout, positions
 from .errors import FormatError
+from .live import Live
 from .positions import Draw
 
 FORMAT, VERSION = "startsparse", "1"
@@ -29,9 +29,9 @@ class Record:
         name: its name.
         dtype: a key of ``layout.STORED``.
         shape: its shape.
-        values: all its values, flat, as ``layout.STORED[dtype]``; None for a tied name.
-        mask: bool (size,), True = live; None for a dense tensor.
-        draw: the draw that the mask is, if it is one.
+        values: its live values, row-major, as ``layout.STORED[dtype]``; None for a tied name.
+        live: where these are; None for a dense tensor, of which all values are given.
+        draw: the draw that the live positions are, if they are one.
         alias: for a tied name the number of the record that has the values.
     """
 
@@ -39,7 +39,7 @@ class Record:
     dtype: str
     shape: tuple[int, ...]
     values: np.ndarray | None
-    mask: np.ndarray | None = None
+    live: Live | None = None
     draw: Draw | None = None
     alias: int | None = None
 
@@ -53,40 +53,39 @@ def pack(records: Sequence[Record], metadata: Mapping[str, Any], library: str) -
         library: what to name as the writer.
 
     Example:
-        >>> values = np.array([0.5, 0, 0, 2], np.float32)
-        >>> record = Record("fc.weight", "F32", (2, 2), values, mask=values != 0)
+        >>> from .live import of_mask
+        >>> live = of_mask(np.array([True, False, False, True]))
+        >>> record = Record("fc.weight", "F32", (2, 2), np.array([0.5, 2], np.float32), live)
         >>> file = np.concatenate(pack([record], {"method": "static"}, "startsparse 0.1.0"))
         >>> records, metadata = build(parse(file))
         >>> records[0].values, metadata["density"], metadata["method"]
-        (array([0.5, 0. , 0. , 2. ], dtype=float32), 0.5, 'static')
+        (array([0.5, 2. ], dtype=float32), 0.5, 'static')
     """
     rows: list[layout.Row] = []
-    parts: dict[str, list[np.ndarray]] = {}
+    tensors: dict[str, list[np.ndarray]] = {}
     for record in records:
         mask = ()
         if record.values is not None:
-            values = record.values
-            if record.mask is not None:
-                tail, packed = positions.encode(record.mask, record.name, record.draw)
+            if record.live is not None:
+                tail, packed = positions.encode(record.live, record.name, record.draw)
                 mask = tuple(tail)
-                parts.setdefault("positions", []).append(packed)
-                values = values[record.mask]
-            kind = "dense" if record.mask is None else "live"
-            parts.setdefault(f"{kind}.{record.dtype}", []).append(values)
+                tensors.setdefault("positions", []).append(packed)
+            kind = "dense" if record.live is None else "live"
+            tensors.setdefault(f"{kind}.{record.dtype}", []).append(record.values)
         rows.append(layout.Row(record.name, record.dtype, record.shape, mask, record.alias))
-    tensors = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    tensors["layout"] = np.frombuffer(layout.dump(rows), np.uint8)
+    tensors["layout"] = [np.frombuffer(layout.dump(rows), np.uint8)]
     text = {key: container.compact_json(metadata[key]) for key in _JSON_KEYS if metadata.get(key) is not None}
     text |= {"format": FORMAT, "format_version": VERSION, "library": library} | _summary(records)
-    return container.write({name: array for name, array in tensors.items() if len(array)}, text)
+    return container.write({name: parts for name, parts in tensors.items() if any(map(len, parts))}, text)
 
 
 def _summary(records: Sequence[Record]) -> dict[str, str]:
     """Density and hash of the masks, as the metadata hold them."""
-    found = {r.name: torch.from_numpy(r.mask).reshape(r.shape) for r in records if r.mask is not None}
-    total = sum(mask.numel() for mask in found.values())
-    density = masks_room.num_active(found) / total if total else 1.0
-    return {"density": container.compact_json(density), "masks": masks_room.fingerprint(found)}
+    found = sorted([(r.name, r.shape, r.live) for r in records if r.live is not None], key=lambda f: f[0])
+    total = sum(live.size for _, _, live in found)
+    density = sum(live.count for _, _, live in found) / total if total else 1.0
+    masks = masks_room.fingerprint_parts((name, shape, live.bits()) for name, shape, live in found)
+    return {"density": container.compact_json(density), "masks": masks}
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,19 @@ class Parsed:
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
 
-    @property
-    def num_bytes(self) -> int:
-        """What ``build`` will allocate for tensors and masks."""
-        alone = [row for row in self.rows if row.alias is None]
-        return sum(row.size * (layout.STORED[row.dtype].itemsize + bool(row.mask)) for row in alone)
+    def num_bytes(self, sparse: Collection[str] = ()) -> int:
+        """What the tensors and masks will need in memory.
+
+        Args:
+            sparse: names of the tensors of which live values and their positions are wanted, nothing dense.
+        """
+        total = 0
+        for row in self.rows:
+            if row.alias is None:
+                item = layout.STORED[row.dtype].itemsize
+                few = row.name in sparse
+                total += row.count * (item + 8) if few else row.size * (item + bool(row.mask))
+        return total
 
 
 def parse(buffer: np.ndarray) -> Parsed:
@@ -141,7 +148,7 @@ def parse(buffer: np.ndarray) -> Parsed:
 
 
 def build(parsed: Parsed) -> tuple[list[Record], dict[str, Any]]:
-    """The tensors and the metadata of a parsed file.
+    """The records and the metadata of a parsed file; values are views into its bytes.
 
     Raises:
         FormatError: masks that are damaged, or do not fit their hash or the density.
@@ -155,16 +162,13 @@ def build(parsed: Parsed) -> tuple[list[Record], dict[str, Any]]:
         return parsed.tensors[group][start : start + count]
 
     for row in parsed.rows:
-        values, mask, claim = None, None, None
+        live, claim = None, None
         if row.mask:
             tail = list(row.mask)
             _, length, claim = positions.parse(tail, row.size, row.name)
-            mask = positions.decode(tail, take("positions", length), row.size, row.name)
-            values = np.zeros(row.size, layout.STORED[row.dtype])
-            values[mask] = take(row.group, row.count)
-        elif row.alias is None:
-            values = take(row.group, row.count).copy()
-        records.append(Record(row.name, row.dtype, row.shape, values, mask, claim, row.alias))
+            live = positions.decode(tail, take("positions", length), row.size, row.name)
+        values = take(row.group, row.count) if row.alias is None else None
+        records.append(Record(row.name, row.dtype, row.shape, values, live, claim, row.alias))
     for key, value in _summary(records).items():
         if parsed.metadata.get(key) != value:
             raise FormatError(f"its masks have {key} {value}, its metadata say {parsed.metadata.get(key)}")

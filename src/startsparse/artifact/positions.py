@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import draw
 from . import coding
 from .errors import FormatError
+from .live import All, Coins, Live, Positions, exactly, same
 
 Draw = Mapping[str, Any]
 """A claim that a mask is a draw: ``rule`` ("exact" or "bernoulli"), ``seed``, ``name``, ``count`` or ``density``."""
@@ -20,23 +20,23 @@ RULES = ("exact", "bernoulli")
 _NO_BYTES = np.zeros(0, np.uint8)
 
 
-def redraw(claim: Draw, size: int) -> np.ndarray:
-    """The mask a claim stands for: bool (size,).
+def redraw(claim: Draw, size: int) -> Live:
+    """The positions a claim stands for.
 
     Example:
-        >>> redraw({"rule": "exact", "seed": 0, "name": "fc1.weight", "count": 2}, 6)
-        array([False,  True, False,  True, False, False])
+        >>> redraw({"rule": "exact", "seed": 0, "name": "fc1.weight", "count": 2}, 6).all_positions()
+        array([1, 3])
     """
     if claim["rule"] == "exact":
-        return draw.exact(size, claim["count"], claim["seed"], claim["name"])
-    return draw.bernoulli(size, claim["density"], claim["seed"], claim["name"])
+        return exactly(claim["count"], claim["seed"], claim["name"], size)
+    return Coins(claim["density"], claim["seed"], claim["name"], size)
 
 
-def encode(mask: np.ndarray, name: str, claim: Draw | None = None) -> tuple[list[Any], np.ndarray]:
-    """The shortest encoding of a mask.
+def encode(live: Live, name: str, claim: Draw | None = None) -> tuple[list[Any], np.ndarray]:
+    """The shortest encoding of live positions.
 
     Args:
-        mask: bool (size,).
+        live: the positions.
         name: the tensor's name, which a draw of the same name need not repeat.
         claim: the draw that made this mask. It is made again, and used only when every position agrees.
 
@@ -44,32 +44,32 @@ def encode(mask: np.ndarray, name: str, claim: Draw | None = None) -> tuple[list
         The end of the tensor's row in the layout table, and the bytes that go to ``positions``.
 
     Example:
-        >>> encode(np.array([False] * 600 + [True, False]), "w")
+        >>> encode(Positions(lambda: np.array([600]), 1, 602), "w")
         (['rice', 1, 8, 2], array([88, 32], dtype=uint8))
         >>> claim = {"rule": "exact", "seed": 7, "name": "w", "count": 30}
         >>> encode(redraw(claim, 900), "w", claim)
         (['exact', 30, 7], array([], dtype=uint8))
     """
-    size, count = len(mask), int(np.count_nonzero(mask))
+    size, count = live.size, live.count
     if count == size:
         return ["all", count], _NO_BYTES
-    gap = coding.gaps(mask)
-    k, length = coding.rice_parameter(gap)
+    live = live.held()
+    k, length = coding.rice_parameter(coding.gaps(live))
     options = [(["bits", count], (size + 7) // 8), (["rice", count, k, length], length)]
-    if claim is not None and _agrees(claim, mask, count):
+    if claim is not None and _agrees(claim, live):
         row = [claim["rule"], count, int(claim["seed"])]
         row += [float(claim["density"])] if claim["rule"] == "bernoulli" else []
         options.append((row + ([claim["name"]] if claim["name"] != name else []), 0))
     row, _ = min(options, key=lambda option: len(json.dumps(option[0], separators=(",", ":"))) + option[1])
     if row[0] == "bits":
-        return row, coding.pack_bits(mask)
-    return row, coding.rice_encode(gap, k) if row[0] == "rice" else _NO_BYTES
+        return row, coding.pack_bits(live)
+    return row, coding.rice_encode(coding.gaps(live), count, k) if row[0] == "rice" else _NO_BYTES
 
 
-def _agrees(claim: Draw, mask: np.ndarray, count: int) -> bool:
-    if claim["rule"] not in RULES or (claim["rule"] == "exact" and claim["count"] != count):
+def _agrees(claim: Draw, live: Live) -> bool:
+    if claim["rule"] not in RULES or (claim["rule"] == "exact" and claim["count"] != live.count):
         return False
-    return np.array_equal(redraw(claim, len(mask)), mask)
+    return same(redraw(claim, live.size), live)
 
 
 def parse(row: list[Any], size: int, name: str) -> tuple[int, int, Draw | None]:
@@ -114,8 +114,8 @@ def _short(row: list[Any]) -> str:
     return repr(row)[:80]
 
 
-def decode(row: list[Any], packed: np.ndarray, size: int, name: str) -> np.ndarray:
-    """The mask of a row that ``parse`` accepted: bool (size,).
+def decode(row: list[Any], packed: np.ndarray, size: int, name: str) -> Live:
+    """The live positions of a row that ``parse`` accepted.
 
     Args:
         row: the end of the tensor's row.
@@ -124,24 +124,30 @@ def decode(row: list[Any], packed: np.ndarray, size: int, name: str) -> np.ndarr
         name: the tensor's name.
 
     Raises:
-        FormatError: the bytes and the row disagree.
+        FormatError: the bytes and the row disagree. Of Rice codes this is found, and raised, when the positions are
+            looked at.
 
     Example:
-        >>> decode(["rice", 1, 8, 2], np.array([88, 32], np.uint8), 602, "w").nonzero()
-        (array([600]),)
+        >>> decode(["rice", 1, 8, 2], np.array([88, 32], np.uint8), 602, "w").all_positions()
+        array([600])
     """
     count, _, claim = parse(row, size, name)
+
+    def unrice() -> np.ndarray:
+        try:
+            return coding.rice_decode(packed, count, row[2], size)
+        except (ValueError, OverflowError) as error:
+            raise FormatError(f"the mask of {name!r} is damaged: {error}") from error
+
+    if row[0] == "rice":
+        return Positions(unrice, count, size)
     try:
         if claim is not None:
-            mask = redraw(claim, size)
-        elif row[0] == "all":
-            mask = np.ones(size, bool)
-        elif row[0] == "bits":
-            mask = coding.unpack_bits(packed, size)
+            live = redraw(claim, size)
         else:
-            mask = coding.rice_decode(packed, count, row[2], size)
+            live = All(size) if row[0] == "all" else coding.unpack_bits(packed, size)
     except (ValueError, OverflowError) as error:
         raise FormatError(f"the mask of {name!r} is damaged: {error}") from error
-    if (found := int(np.count_nonzero(mask))) != count:
-        raise FormatError(f"the mask of {name!r} has {found} live positions where {count} are announced")
-    return mask
+    if live.count != count:
+        raise FormatError(f"the mask of {name!r} has {live.count} live positions where {count} are announced")
+    return live

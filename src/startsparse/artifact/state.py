@@ -1,8 +1,8 @@
-"""Torch tensors to records and back: names without wrappers, tied tensors once, bits kept."""
+"""Torch tensors and sparse weights to records and back: names without wrappers, tied tensors once, bits kept."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from .. import names
 from . import layout
 from .errors import FormatError
 from .format import Record
+from .live import PART, All, Bits, Live
+from .models import SparseWeight
 from .positions import Draw
 
 DTYPES = {
@@ -47,10 +49,12 @@ def plain_names(state: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def tie(tensor: Tensor) -> tuple[Any, ...]:
+def tie(value: Tensor | SparseWeight) -> Any:
     """Equal for two tensors exactly when they are the same elements of the same memory (or have none)."""
-    where = (tensor.device, tensor.data_ptr()) if tensor.numel() else id(tensor)
-    return where, tensor.dtype, tensor.shape, tensor.stride()
+    if isinstance(value, SparseWeight):
+        return id(value.module)
+    where = (value.device, value.data_ptr()) if value.numel() else id(value)
+    return where, value.dtype, value.shape, value.stride()
 
 
 def nonzero(tensor: Tensor) -> Tensor:
@@ -68,29 +72,79 @@ def to_array(tensor: Tensor) -> tuple[str, np.ndarray]:
         ('BF16', array([16256, 49152], dtype=uint16))
     """
     dtype = _NAMES[tensor.dtype]
-    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    flat = _flat(tensor)
     array = flat.view(_CARRIER[dtype]).numpy() if dtype in _CARRIER else flat.numpy()
     return dtype, array.view(layout.STORED[dtype])
 
 
-def to_tensor(record: Record) -> Tensor:
-    """The inverse of ``to_array`` for a record with values.
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+
+
+def to_vector(array: np.ndarray, dtype: str, name: str) -> Tensor:
+    """The inverse of ``to_array``, flat; shares the array's memory where it can.
 
     Raises:
         FormatError: a bool that is neither 0 nor 1.
     """
-    array = record.values
-    assert array is not None
-    if record.dtype == "BOOL" and array.size and array.max() > 1:
-        raise FormatError(f"{record.name!r} holds bools that are neither 0 nor 1")
-    if record.dtype in _CARRIER:
-        carrier = np.dtype("<i2") if record.dtype == "BF16" else np.dtype("u1")
-        flat = torch.from_numpy(array.view(carrier)).view(DTYPES[record.dtype])
-    elif record.dtype in ("BOOL", "C64"):
-        flat = torch.from_numpy(array.view({"BOOL": np.bool_, "C64": np.complex64}[record.dtype]))
-    else:
-        flat = torch.from_numpy(array)
-    return flat.reshape(record.shape)
+    if dtype == "BOOL" and array.size and array.max() > 1:
+        raise FormatError(f"{name!r} holds bools that are neither 0 nor 1")
+    array = np.require(array, requirements=["ALIGNED", "WRITEABLE"])
+    if dtype in _CARRIER:
+        carrier = np.dtype("<i2") if dtype == "BF16" else np.dtype("u1")
+        return torch.from_numpy(array.view(carrier)).view(DTYPES[dtype])
+    if dtype in ("BOOL", "C64"):
+        array = array.view({"BOOL": np.bool_, "C64": np.complex64}[dtype])
+    return torch.from_numpy(array)
+
+
+def to_tensor(record: Record) -> Tensor:
+    """The dense tensor of a record with values, zeros where nothing lives; it may share the record's memory.
+
+    Raises:
+        FormatError: a bool that is neither 0 nor 1.
+    """
+    assert record.values is not None
+    values = record.values
+    if record.live is not None:
+        values, reached = np.empty(record.live.size, values.dtype), 0
+        for part in _dense_parts(record):
+            values[reached : reached + len(part)] = part
+            reached += len(part)
+    return to_vector(values, record.dtype, record.name).reshape(record.shape)
+
+
+def live_values(record: Record) -> tuple[Tensor, Live]:
+    """The live values of a record with values, row-major, and where they are; of a dense tensor that is everywhere."""
+    assert record.values is not None
+    live = record.live or All(record.values.size)
+    return to_vector(record.values, record.dtype, record.name), live
+
+
+def same(a: Record, b: Record) -> bool:
+    """Whether two records with values, of one shape and dtype, are the same dense tensor, bit for bit."""
+    pairs = zip(_dense_parts(a), _dense_parts(b), strict=True)
+    return all(np.array_equal(x.view(np.uint8), y.view(np.uint8)) for x, y in pairs)
+
+
+def _dense_parts(record: Record) -> Iterator[np.ndarray]:
+    assert record.values is not None
+    live = record.live or All(record.values.size)
+    reached = 0
+    for start, where in zip(range(0, live.size, PART), live.positions(), strict=True):
+        part = np.zeros(min(PART, live.size - start), record.values.dtype)
+        part[where - start] = record.values[reached : reached + len(where)]
+        reached += len(where)
+        yield part
+
+
+def to_mask(live: Live) -> Tensor:
+    """The live positions as a flat bool tensor."""
+    mask = np.empty(live.size, bool)
+    for start, packed in zip(range(0, live.size, PART), live.bits(), strict=True):
+        part = mask[start : start + PART]
+        part[:] = np.unpackbits(packed, count=len(part)).view(bool)
+    return torch.from_numpy(mask)
 
 
 def to_records(
@@ -99,8 +153,9 @@ def to_records(
     """One record a name of a ``state_dict``.
 
     Args:
-        state: name -> tensor; tensors that share memory are stored once.
-        masks: name -> bool tensor of the tensor's shape. Of tied names any may be given, or all when they agree.
+        state: name -> tensor or sparse weight; tensors that share memory are stored once.
+        masks: name -> bool tensor of the tensor's shape. Of tied names any may be given, or all when they agree. Those
+            of sparse weights are not looked at.
         drawn: name -> the draw its mask is.
 
     Raises:
@@ -108,13 +163,13 @@ def to_records(
             a tensor of a kind the format has no word for.
     """
     keys = plain_names(state)
-    masks = {name: masks[key] for name, key in plain_names(masks).items()}
+    mask_keys = plain_names(masks)
     drawn = {name: drawn[key] for name, key in plain_names(drawn).items()}
-    for name in masks.keys() - keys.keys():
+    for name in mask_keys.keys() - keys.keys():
         raise ValueError(
             f"there is a mask for {name!r} and no such tensor; {names.nearest(name, list(keys))}"
         )
-    tensors = {name: _tensor(state[key], name) for name, key in keys.items()}
+    tensors = {name: _checked(state[key], name) for name, key in keys.items()}
     tied: dict[tuple[Any, ...], list[str]] = {}
     for name, tensor in tensors.items():
         tied.setdefault(tie(tensor), []).append(name)
@@ -127,17 +182,23 @@ def to_records(
             records.append(Record(name, first.dtype, first.shape, None, alias=number[group[0]]))
             continue
         number[name] = len(records)
+        claim = next((drawn[other] for other in group if other in drawn), None)
+        if isinstance(tensor, SparseWeight):
+            dtype, values = to_array(tensor.values())
+            records.append(Record(name, dtype, tensor.shape, values, tensor.live(), claim))
+            continue
+        masked = {other: masks[mask_keys[other]] for other in group if other in mask_keys}
+        live = _live(tensor, masked) if masked else None
         dtype, values = to_array(tensor)
-        masked = [other for other in group if other in masks]
-        mask, claim = None, None
-        if masked:
-            mask = _mask(tensor, masks, masked)
-            claim = next((drawn[other] for other in masked if other in drawn), None)
-        records.append(Record(name, dtype, tuple(tensor.shape), values, mask, claim))
+        if isinstance(live, Bits):
+            values = _pick(values, live)
+        records.append(Record(name, dtype, tuple(tensor.shape), values, live, claim if masked else None))
     return records
 
 
-def _tensor(value: Any, name: str) -> Tensor:
+def _checked(value: Any, name: str) -> Tensor | SparseWeight:
+    if isinstance(value, SparseWeight):
+        return value
     if not isinstance(value, Tensor):
         raise TypeError(f"{name!r} is a {type(value).__name__}; a compact file holds tensors only")
     known = value.dtype in _NAMES and value.layout == torch.strided
@@ -149,31 +210,52 @@ def _tensor(value: Any, name: str) -> Tensor:
     return value
 
 
-def _mask(tensor: Tensor, masks: Mapping[str, Tensor], masked: Sequence[str]) -> np.ndarray:
-    """The one mask of a group of tied names, checked against the values."""
-    name, mask = masked[0], masks[masked[0]]
+def _live(tensor: Tensor, masks: Mapping[str, Tensor]) -> Live:
+    """The one mask of a group of tied names, checked against the values, a part at a time."""
+    (name, mask), *others = masks.items()
     if mask.dtype != torch.bool or mask.shape != tensor.shape:
         raise ValueError(
             f"the mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}; "
             f"torch.bool of shape {tuple(tensor.shape)} is needed"
         )
-    for other in masked[1:]:
-        if not torch.equal(masks[other].cpu(), mask.cpu()):
+    for other, its in others:
+        if not torch.equal(its.cpu(), mask.cpu()):
             raise ValueError(f"{name!r} and {other!r} are one tensor and have different masks")
-    if outside := int((nonzero(tensor) & ~mask.to(tensor.device)).sum()):
+    weights, flat = _flat(tensor), _flat(mask)
+    parts, outside = [np.zeros(0, np.uint8)], 0
+    for start in range(0, len(flat), PART):
+        part = flat[start : start + PART]
+        outside += int((nonzero(weights[start : start + PART]) & ~part).sum())
+        parts.append(np.packbits(part.numpy()))
+    if outside:
         raise ValueError(
             f"{outside} values of {name!r} outside its mask are not zero: re-apply the mask before saving"
         )
-    return mask.detach().cpu().contiguous().reshape(-1).numpy()
+    live = Bits(np.concatenate(parts), len(flat))
+    return All(live.size) if live.count == live.size else live
+
+
+def _pick(values: np.ndarray, live: Live) -> np.ndarray:
+    """The live ones of all values of a tensor."""
+    picked = np.empty(live.count, values.dtype)
+    reached = 0
+    for part in live.positions():
+        picked[reached : reached + len(part)] = values[part]
+        reached += len(part)
+    return picked
 
 
 def to_state(records: Sequence[Record]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Draw]]:
-    """Tensors, masks and draws by name; tied names share one tensor."""
+    """Dense tensors, masks and draws by name; tied names share one tensor."""
     tensors: list[Tensor] = []
     for record in records:
-        tensors.append(to_tensor(record) if record.alias is None else tensors[record.alias])
+        if record.alias is None:
+            tensor = to_tensor(record)
+            tensors.append(tensor.clone() if record.live is None else tensor)
+        else:
+            tensors.append(tensors[record.alias])
     return (
         {record.name: tensor for record, tensor in zip(records, tensors, strict=True)},
-        {r.name: torch.from_numpy(r.mask).reshape(r.shape) for r in records if r.mask is not None},
+        {r.name: to_mask(r.live).reshape(r.shape) for r in records if r.live is not None},
         {r.name: dict(r.draw) for r in records if r.draw is not None},
     )
