@@ -29,7 +29,7 @@ from startsparse.kernels.geometry import ConvShape, Layer, linear_layer
 from startsparse.kernels.library import backend, threads
 from startsparse.kernels.observe import notify
 
-_FEW = 1 << 15  # multiply-adds that are not worth waking a second thread for
+_FEW = 1 << 18  # multiply-adds that are not worth waking a second thread for
 
 _library = torch.library.Library("startsparse", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)

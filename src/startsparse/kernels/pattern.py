@@ -23,7 +23,7 @@ _WEIGHTS_PER_SEGMENT = 32  # of the forward order: enough to pay for a visit of 
 _MIN_BLOCK = 128
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pattern:
     """The live positions of one weight.
 
