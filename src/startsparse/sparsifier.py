@@ -258,7 +258,7 @@ class Sparsifier:
             "num_updates": topology.num_updates,
             "num_moved": topology.num_moved,
             "masks": saved.pack_masks(
-                {n: s.positions() for n, s in self._sites.items()}, topology.drawn, self._shapes
+                Lazy({n: s.positions for n, s in self._sites.items()}), topology.drawn, self._shapes
             ),
             "sources": saved.pack_sources(
                 {n: s.source for n, s in self._sites.items()}, topology.source_drawn
@@ -302,7 +302,8 @@ class Sparsifier:
         for site in self._sites.values():
             if site.layer.module is module:
                 release([site.parameter])
-                site.after_load(self._optimizers)
+                if site.after_load(self._optimizers):
+                    _ = self._topology.drawn.pop(site.name, None)
                 claim(self, [site.parameter])
 
 

@@ -147,8 +147,10 @@ class Site(FirstSite):
         """Take over saved positions, source and dense gradient, and the weight that was loaded before them."""
 
     @abc.abstractmethod
-    def after_load(self, optimizers: Iterable[Optimizer]) -> None:
+    def after_load(self, optimizers: Iterable[Optimizer]) -> bool:
         """The module was loaded: follow a replaced parameter, put the weight back on the mask.
+
+        Returns whether the load brought positions of its own.
 
         What was loaded off the mask is kept until the next step: it belongs to the mask of the same checkpoint, which
         may be loaded later.

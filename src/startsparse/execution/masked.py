@@ -223,12 +223,13 @@ class MaskedSite(Site):
         self.forget_gradient()
         self._dense_gradient = None if gradient is None else gradient.to(device).clone()
 
-    def after_load(self, optimizers: Iterable[Optimizer]) -> None:
+    def after_load(self, optimizers: Iterable[Optimizer]) -> bool:
         if self.layer.parameter is not self.parameter:
             self._rebind(self.layer.parameter, optimizers)
         weight = self.parameter.detach()
         self._loaded = weight.clone() if bool((weight[~self._mask] != 0).any()) else None
         self.remask()
+        return False
 
     def _rebind(self, parameter: nn.Parameter, optimizers: Iterable[Optimizer]) -> None:
         """Follow the module to another parameter object (``load_state_dict(assign=True)``): hooks and optimizers."""

@@ -94,24 +94,22 @@ class MetaSite(FirstSite):
         return torch.from_numpy(order.first_where(lambda at: inside.ranks(at) < limit, self.num_active))
 
     def first_values(self, positions: Tensor, seed: int) -> Tensor:
-        return uniform(self.shape, seed, self.name, positions)
+        return uniform(math.prod(self.shape), math.prod(self.shape[1:]), seed, self.name, positions)
 
     def remask(self) -> None:
         """Nothing to do: there are no weights."""
 
 
-def uniform(shape: tuple[int, ...], seed: int, name: str, positions: Tensor | None = None) -> Tensor:
-    """U(-b, b) with b = 1 / sqrt(fan_in): the law of torch's Linear and convolutions, at some positions or at all.
+def uniform(size: int, fan_in: int, seed: int, name: str, positions: Tensor | None = None) -> Tensor:
+    """U(-b, b) with b = 1 / sqrt(fan_in), the law of torch's Linear and convolutions, at some of ``size`` positions.
 
     Example:
-        >>> bool((uniform((2, 100), 0, "fc").abs() <= 0.1).all())
+        >>> bool((uniform(200, 100, 0, "fc.weight").abs() <= 0.1).all())
         True
     """
-    size = math.prod(shape)
     where = np.arange(size) if positions is None else positions.numpy()
     ranks = Permutation(size, "init", seed, name).ranks(where)
-    bound = 1 / math.sqrt(max(math.prod(shape[1:]), 1))
-    return torch.from_numpy(((2 * ranks + 1) / size - 1) * bound).float()
+    return torch.from_numpy(((2 * ranks + 1) / size - 1) / math.sqrt(max(fan_in, 1))).float()
 
 
 @torch.no_grad()
@@ -127,31 +125,32 @@ def materialise_rest(
         ValueError: names the module whose tensors cannot be made up.
     """
     owners = {id(layer.module): layer for layer in layers.values()}
-    for name, module in model.named_modules():
-        on_meta = {k: p for k, p in module._parameters.items() if p is not None and p.is_meta}
-        buffers = [k for k, b in module._buffers.items() if b is not None and b.is_meta]
-        if not on_meta and not buffers:
-            continue
-        reset = getattr(module, "reset_parameters", None)
-        layer = owners.get(id(module))
-        if layer is None and not callable(reset):
+    empty = {name: module for name, module in model.named_modules() if any(map(_is_meta, _tensors(module)))}
+    for name, module in empty.items():
+        if id(module) not in owners and not callable(getattr(module, "reset_parameters", None)):
             raise ValueError(
                 f"{name or 'the model'} has tensors on the meta device and no reset_parameters() to fill them"
             )
-        for key, old in on_meta.items():
+    for module in empty.values():
+        layer = owners.get(id(module))
+        for key, old in list(module._parameters.items()):
+            if not _is_meta(old) or old is None or (layer is not None and key == layer.attribute):
+                continue
             new = nn.Parameter(torch.empty(old.shape, dtype=old.dtype), requires_grad=old.requires_grad)
             module._parameters[key] = new
             replace(optimizers, old, new, lambda state: torch.zeros_like(state, device="cpu"))
             if layer is not None:
-                fan_in = math.prod(layer.shape[1:])
-                new.copy_(
-                    uniform(
-                        (old.numel(), fan_in), seed, f"{layer.name}.{key}", torch.arange(old.numel()) * fan_in
-                    )
-                )
-        for key in buffers:
-            buffer = module._buffers[key]
-            module._buffers[key] = None if buffer is None else torch.empty_like(buffer, device="cpu")
+                new.copy_(uniform(old.numel(), math.prod(layer.shape[1:]), seed, f"{layer.name}.{key}"))
+        for key, buffer in list(module._buffers.items()):
+            if buffer is not None and buffer.is_meta:
+                module._buffers[key] = torch.empty_like(buffer, device="cpu")
         if layer is None:
-            assert callable(reset)
-            _ = reset()
+            _ = module.reset_parameters()  # type: ignore[operator]
+
+
+def _tensors(module: nn.Module) -> list[Tensor | None]:
+    return [*module._parameters.values(), *module._buffers.values()]
+
+
+def _is_meta(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.is_meta

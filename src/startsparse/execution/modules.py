@@ -98,8 +98,9 @@ class _Sparse(nn.Module):
             return
         if positions.dim() != 1 or positions.shape != weight.shape:
             raise ValueError(f"{tuple(weight.shape)} values for {tuple(positions.shape)} positions")
+        self.__dict__.pop("loaded_dense", None)
         old = self.live()
-        new = Pattern.build(positions.long(), old.rows, old.cols, old.groups, math.prod(self.dense_shape[2:]))
+        new = Pattern.build(positions, old.rows, old.cols, old.groups, math.prod(self.dense_shape[2:]))
         values = torch.empty(positions.numel(), dtype=self.weight.dtype)
         values[new.order()] = weight.to(self.weight)
         self.put(new, values)

@@ -40,7 +40,6 @@ class SparseView:
                 int(site.source.count or 0) if isinstance(site.source, Drawn) else int(site.source.sum())
             )
         self._live = site.module.live()
-        self._order = self._live.order()
 
     @property
     def num_active(self) -> int:
@@ -53,34 +52,39 @@ class SparseView:
         weight = (
             self._site.parameter if self._site.weight_before_step is None else self._site.weight_before_step
         )
-        return weight.detach()[self._order]
+        return weight.detach()[self._live.order()]
 
     def active_gradients(self) -> Tensor:
         gradient = self._site.parameter.grad
-        return torch.zeros(self._live.nnz) if gradient is None else gradient[self._order]
+        return torch.zeros(self._live.nnz) if gradient is None else gradient[self._live.order()]
 
     def num_growable(self, returning: Tensor) -> int:
         return self.capacity - self.num_active + len(returning)
 
     def grow_by_gradient(self, count: int, returning: Tensor) -> Tensor:
         kept = self._kept(returning)
-        positions, scores = torch.empty(0, dtype=torch.int64), torch.empty(0)
+        best = self._highest_gradients(count, kept, guess=True)
+        if best.num_seen < count:  # the guessed bar was too high
+            best = self._highest_gradients(count, kept, guess=False)
+        if best.num_seen < count:  # no gradient arrived: as with a gradient of zeros, the lowest positions
+            lowest = np.setdiff1d(np.arange(min(math.prod(self.shape), 4 * count + len(kept) + 1)), kept)
+            return torch.from_numpy(lowest[self._allowed(kept)(lowest)][:count])
+        return best.positions()
+
+    def _highest_gradients(self, count: int, kept: np.ndarray, guess: bool) -> _Best:
+        """The highest ones above a bar that few more than ``count`` should pass, or above none."""
+        best, inside = _Best(count, self.name), self._inside
         for start, gradient in self._site.gradient_blocks():
-            score = gradient_score(gradient).reshape(-1).clone()
-            inside = slice(*np.searchsorted(kept, [start, start + len(score)]))
-            score[torch.from_numpy(kept[inside] - start)] = -torch.inf
-            if self._inside is not None:
-                score[torch.from_numpy(~self._inside(np.arange(start, start + len(score))))] = -torch.inf
-            allowed = len(score) - int(score.isneginf().sum())
-            best = top_k(score, min(count, allowed), what=self.name).nonzero().squeeze(1)
-            positions, scores = torch.cat((positions, best + start)), torch.cat((scores, score[best]))
-            if len(positions) > count:
-                best = top_k(scores, count, what=self.name)
-                positions, scores = positions[best], scores[best]
-        if len(positions) < count:  # no gradient arrived: as with a gradient of zeros, the lowest positions
-            order = np.setdiff1d(np.arange(min(math.prod(self.shape), count + len(kept) + 1)), kept)
-            return torch.from_numpy(order[self._allowed(kept)(order)][:count])
-        return positions
+            score = gradient_score(gradient).reshape(-1)
+            low, high = np.searchsorted(kept, [start, start + len(score)])
+            score[torch.from_numpy(kept[low:high] - start)] = -torch.inf
+            if guess and start == 0:
+                best.bar = _bar(score, 2 * count / math.prod(self.shape))
+            at = (score > best.bar).nonzero().squeeze(1)
+            if inside is not None:
+                at = at[torch.from_numpy(inside(at.numpy() + start))]
+            best.offer(at + start, score[at])
+        return best
 
     def grow_at_random(self, count: int, returning: Tensor, seed: int, step: int) -> Tensor:
         order = Permutation(math.prod(self.shape), f"grow:{step}", seed, self.name)
@@ -88,7 +92,9 @@ class SparseView:
 
     def _kept(self, returning: Tensor) -> np.ndarray:
         positions = self.active_positions().numpy()
-        return np.setdiff1d(positions, returning.numpy(), assume_unique=True)
+        stays = np.ones(len(positions), bool)
+        stays[np.searchsorted(positions, returning.numpy())] = False
+        return positions[stays]
 
     def _allowed(self, kept: np.ndarray):
         """Whether positions may grow: they are not kept, and lie in the source."""
@@ -101,6 +107,47 @@ class SparseView:
             return free if self._inside is None else free & self._inside(positions)
 
         return allowed
+
+
+def _bar(scores: Tensor, share: float) -> float:
+    """A score that about a ``share`` of these pass, from a sample of them."""
+    sample = scores[:: max(1, len(scores) >> 15)]
+    above = min(len(sample), int(share * len(sample)) + 16)
+    return float(sample[top_k(sample, above)].min()) if above < len(sample) else -torch.inf
+
+
+class _Best:
+    """The ``count`` highest scores of those offered so far; ties to the lower position.
+
+    Positions must be offered in rising order, and only scores above ``bar`` need to be: what lies at it or below comes
+    too late.
+    """
+
+    def __init__(self, count: int, name: str):
+        self._count, self._name = count, name
+        self.bar = -torch.inf
+        self.num_seen = 0
+        self._positions: list[Tensor] = []
+        self._scores: list[Tensor] = []
+
+    def offer(self, positions: Tensor, scores: Tensor) -> None:
+        """Candidates of higher position than all before."""
+        self.num_seen += len(positions)
+        self._positions.append(positions)
+        self._scores.append(scores)
+        if sum(map(len, self._scores)) > 2 * self._count:
+            self._reduce()
+
+    def positions(self) -> Tensor:
+        """The highest ones, rising."""
+        self._reduce()
+        return self._positions[0]
+
+    def _reduce(self) -> None:
+        positions, scores = torch.cat(self._positions), torch.cat(self._scores)
+        taken = top_k(scores, self._count, what=self._name)
+        self._positions, self._scores = [positions[taken]], [scores[taken]]
+        self.bar = float(self._scores[0].min()) if self._count else torch.inf
 
 
 class SparseSite(Site):
@@ -132,6 +179,7 @@ class SparseSite(Site):
         self.weight_before_step: Tensor | None = None
         self._dense: Tensor | None = None
         self._batches: list[tuple[Tensor, Tensor]] = []
+        self._pattern = self.module.pattern
         self._pass = -1  # the backward pass seen last
         self._watch = None
         self._capturing = False
@@ -271,9 +319,8 @@ class SparseSite(Site):
         new = old.changed(change.dropped, change.grown, taps=math.prod(self.shape[2:]))
         positions, order = new.positions(), new.order()
         grown = order[torch.searchsorted(positions, change.grown)]
-        values = self.grown_values(
-            method, step, len(change.grown), self.parameter.detach(), self._at(change.grown)
-        )
+        downhill = self._at(change.grown) if method.grown_value == "gradient_sign" else None
+        values = self.grown_values(method, step, len(change.grown), self.parameter.detach(), downhill)
         shape = self.parameter.shape
         gradient = self.parameter.grad
         (weight,) = old.move(new, [self.parameter.detach()])
@@ -289,6 +336,7 @@ class SparseSite(Site):
         change_states(optimizers, self.parameter, shape, follow)
         self.module.put(new, weight)
         self.parameter.grad = moved_gradient
+        self._pattern = self.module.pattern
         self.capturing = self._capturing
 
     def _at(self, positions: Tensor) -> Tensor | None:
@@ -312,10 +360,14 @@ class SparseSite(Site):
             self.module.put(new, weight.to(self.parameter.dtype))
         self.forget_gradient()
         self._dense = None if gradient is None else gradient.reshape(self.shape[0], -1).clone()
+        self._pattern = self.module.pattern
         self.capturing = self._capturing
 
-    def after_load(self, optimizers: Iterable[Optimizer]) -> None:
-        self.capturing = self._capturing  # the pattern may be another one
+    def after_load(self, optimizers: Iterable[Optimizer]) -> bool:
+        moved = self._pattern is not self.module.pattern
+        self._pattern = self.module.pattern
+        self.capturing = self._capturing  # of the pattern that is there now
+        return moved
 
 
 def _averaged(gradient: Tensor) -> Tensor:
