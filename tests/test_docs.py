@@ -40,15 +40,6 @@ AT_LEAST = {"README.md": 3, "docs/how-to/own_loop.md": 8, "docs/how-to/random_ma
 CHECKER = doctest.OutputChecker()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Nets this small only get slower by more threads, above all beside other tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @dataclass(frozen=True)
 class Block:
     """A fenced block: its language, text, first line in the page, and the text block that directly follows."""

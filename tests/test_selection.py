@@ -127,9 +127,6 @@ def test_scores_are_not_written_to_and_shapes_come_back():
     assert all(mask.dtype == torch.bool for mask in found.values())
 
 
-@pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="a result that keeps the scores' strides has no flat view"
-)
 def test_scores_of_any_memory_layout():
     wide = torch.arange(20.0).remainder(3).view(4, 5)
     conv = torch.arange(120.0).remainder(7).view(5, 4, 3, 2).to(memory_format=torch.channels_last)
@@ -138,9 +135,6 @@ def test_scores_of_any_memory_layout():
         assert torch.equal(top_k(scores, 7), expected)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a float64 threshold is rounded to float32 where it meets float32 scores"
-)
 def test_layers_of_different_precision_rank_together():
     scores = {
         "a": torch.full((10,), 0.1000000001, dtype=torch.float64),

@@ -182,12 +182,7 @@ def test_unknown_sources_are_refused(name, parameters, message):
         ZerosSource(),
         RandomSource(0.3),
         RandomSource(0.25, {"0": 1.0, "*": "balanced"}, -7, "bernoulli", "keep_budget"),
-        pytest.param(
-            RandomSource(0.3, Scaled({"0.weight": 1.0, "3.weight": 0.1, "5.weight": 0.5})),
-            marks=pytest.mark.xfail(
-                strict=True, reason="make() does not take what describe() gives for Scaled"
-            ),
-        ),
+        RandomSource(0.3, Scaled({"0.weight": 1.0, "3.weight": 0.1, "5.weight": 0.5})),
     ],
     ids=lambda source: f"{source.name}-{getattr(source, 'distribution', '')}",
 )
@@ -229,14 +224,7 @@ def test_an_exact_mask_inside_a_source(draw, seed):
         ("exact", 0),
         ("exact", 5),
         ("bernoulli", 5),
-        pytest.param(
-            "bernoulli",
-            0,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="mask and source of one seed use the same random numbers: density 0.167, not 0.05",
-            ),
-        ),
+        ("bernoulli", 0),
     ],
 )
 def test_a_bernoulli_mask_inside_a_source(source_draw, seed):
@@ -246,7 +234,7 @@ def test_a_bernoulli_mask_inside_a_source(source_draw, seed):
 
 @pytest.mark.parametrize(
     "size",
-    [(30, 10), pytest.param((7, 3), marks=pytest.mark.xfail(strict=True, reason="the budget 6.3 exceeds 6"))],
+    [(30, 10), (7, 3)],
 )
 def test_a_mask_may_fill_its_source(size):
     """The same density for both: every position of the source lives."""

@@ -40,12 +40,7 @@ class Setting:
 SETTINGS: dict[str, Setting] = {
     "gmp": Setting({"update_interval": 2, "update_begin": 1, "update_end": 8}, changes=(2, 4, 6)),
     "magnitude": Setting(),
-    "rigl": Setting(
-        {"update_interval": 2, "drop_fraction": 0.5, "update_end": 8},
-        True,
-        (2, 4, 6),
-        {"resume": "between micro-batches the saved dense gradient is not continued, it starts anew"},
-    ),
+    "rigl": Setting({"update_interval": 2, "drop_fraction": 0.5, "update_end": 8}, True, (2, 4, 6)),
     "set": Setting({"update_interval": 2, "drop_fraction": 0.5, "update_end": 8}, True, (2, 4, 6)),
     "snip": Setting(changes=(0,)),
     "static": Setting(random=True),

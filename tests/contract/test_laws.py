@@ -34,14 +34,6 @@ DATA = batches(2 * TOTAL_STEPS)
 State = dict[str, dict[str, Tensor]]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def law(name: str):
     """Parametrise a law over all methods; a row's xfail reasons are honoured."""
     rows = [

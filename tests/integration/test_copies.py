@@ -150,9 +150,6 @@ def test_loading_by_assignment(build):
     assert old not in optimizer.state
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only sparse weights follow: other parameters are trained no more, silently"
-)
 def test_loading_by_assignment_brings_the_other_parameters_along():
     _, model, optimizer = attached()
     model.load_state_dict({n: v.clone() for n, v in net(seed=5).state_dict().items()}, assign=True)
@@ -169,7 +166,6 @@ def test_a_replaced_parameter_is_an_error_that_names_it():
     assert sparse.step == 3
 
 
-@pytest.mark.xfail(strict=True, reason="only the old module is looked at: the new one trains dense")
 def test_a_replaced_module_is_not_silently_dense():
     _, model, optimizer = attached()
     model[0] = nn.Linear(6, 12)

@@ -39,15 +39,7 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_agree_with_each_other_and_with_one_process(results, case, request):
-    if case == "accumulated-synchronised":
-        request.node.add_marker(
-            pytest.mark.xfail(
-                strict=True,
-                reason="without no_sync() the dense gradient of all but the last micro-batch is lost: the reducer "
-                "writes to the gradient between them",
-            )
-        )
+def test_ranks_agree_with_each_other_and_with_one_process(results, case):
     first, second, alone = (result[case] for result in results)
     for part in ("masks", "weights"):
         assert all(torch.equal(value, second[part][name]) for name, value in first[part].items())

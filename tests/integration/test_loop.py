@@ -174,10 +174,6 @@ def test_lbfgs_learns():
     assert losses[-1] < 0.5 * losses[0] and moved(sparse) > 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the gradient of the last of LBFGS' evaluations is scored, with the weights of the first",
-)
 def test_snip_scores_untouched_weights_with_their_own_gradient_under_lbfgs():
     masks = []
     x = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
@@ -248,7 +244,6 @@ def test_two_optimizers_one_of_them_seldom():
     assert sparse.step == 9 and moved(sparse) > 0
 
 
-@pytest.mark.xfail(strict=True, reason="the second optimizer asks after the clock has moved on")
 def test_skip_step_on_update_holds_for_both_optimizers():
     model = net()
     optimizers = [torch.optim.SGD(model[i].parameters(), lr=0.1) for i in (0, 2)]
@@ -264,9 +259,6 @@ def test_skip_step_on_update_holds_for_both_optimizers():
     assert sparse.step == 6
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a second optimizer that steps first has moved its weights before scoring"
-)
 def test_snip_does_not_depend_on_the_order_of_two_optimizers():
     masks = []
     for order in ((0, 1), (1, 0)):

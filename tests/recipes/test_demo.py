@@ -4,9 +4,12 @@ import runpy
 import sys
 from pathlib import Path
 
+import pytest
+
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.py"
 
 
+@pytest.mark.filterwarnings("ignore:rigl will never update")
 def test_one_epoch_on_the_fallback(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.setenv("STARTSPARSE_DATA", str(tmp_path))

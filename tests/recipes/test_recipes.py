@@ -35,6 +35,7 @@ def random_data(monkeypatch):
     monkeypatch.setattr("startsparse.training.build.data.load", load)
 
 
+@pytest.mark.filterwarnings("ignore:rigl will never update")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_two_steps(path, tmp_path, random_data):
     chosen = recipe.load(path, [*SHORT, f"out={tmp_path}"])

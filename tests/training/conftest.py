@@ -53,12 +53,3 @@ def real_data():
         return root / name
 
     return folder
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Nets this small only lose by a second thread, the more so beside other tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

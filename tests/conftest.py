@@ -1,4 +1,4 @@
-"""What the tests of this folder share."""
+"""What every test shares."""
 
 import pytest
 import torch
