@@ -72,7 +72,7 @@ def main() -> None:
         for batch in options.batch:
             for sparsity in options.sparsity:
                 calls = contenders(channels, outputs, image, kernel, batch, sparsity)
-                times = medians(calls, options.seconds)
+                times = medians(calls, options.seconds, options.cold)
                 dense = min(times.pop("nchw"), times.pop("nhwc"))
                 row = {"in": channels, "out": outputs, "image": image, "batch": batch, "sparsity": sparsity}
                 rows.append(row | {"dense ms": dense * 1e3} | {n: dense / t for n, t in times.items()})

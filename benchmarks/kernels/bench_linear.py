@@ -69,7 +69,9 @@ def main() -> None:
     for size in options.sizes:
         for batch in options.batch:
             for sparsity in options.sparsity:
-                times = medians(contenders(size, batch, sparsity, options.forward), options.seconds)
+                times = medians(
+                    contenders(size, batch, sparsity, options.forward), options.seconds, options.cold
+                )
                 dense = times.pop("dense")
                 row = {"size": size, "batch": batch, "sparsity": sparsity, "dense ms": dense * 1e3}
                 rows.append(row | {name: dense / taken for name, taken in times.items()})

@@ -2,8 +2,9 @@
 
     python benchmarks/kernels/bench_topology.py --sizes 1024 4096 --every 100
 
-An event drops and grows a share of a layer's weights: the new pattern is built, and the values and two moments move.
-The candidates for growth (the dense gradient in blocks, and its largest entries) are timed apart.
+An event drops and grows a share of a layer's weights: the new pattern is built, and the values and two
+moments move. The candidates for growth (the dense gradient in blocks, and its largest entries) are timed
+apart.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main() -> None:
     for size in options.sizes:
         for sparsity in options.sparsity:
             calls = contenders(size, options.batch, sparsity, options.share)
-            times = medians(calls, options.seconds)
+            times = medians(calls, options.seconds, options.cold)
             between = options.every * times["step"]
             row: dict = {"size": size, "sparsity": sparsity} | {f"{n} ms": t * 1e3 for n, t in times.items()}
             row["event %"] = 100 * times["event"] / between

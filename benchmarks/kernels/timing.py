@@ -1,8 +1,10 @@
 """Timing that can be believed on a busy machine.
 
-Contenders run interleaved, in random order, after warm calls. A sample during which the process was
-pre-empted (its count of involuntary context switches moved) is dropped. What is reported is the median of the
-clean samples, and ratios of medians of one such run; times of different runs are not compared.
+Contenders run interleaved, in random order. Each sample follows an untimed call of the same contender, so that
+it finds the caches as its own steps leave them, as in training; ``--cold`` leaves that call out, and times each
+contender on what the others left in the caches. A sample during which the process was pre-empted (its count of
+involuntary context switches moved) is dropped. What is reported is the median of the clean samples, and ratios
+of medians of one such run; times of different runs are not compared.
 """
 
 from __future__ import annotations
@@ -21,17 +23,17 @@ import torch
 
 
 def medians(
-    contenders: dict[str, Callable[[], object]], seconds: float = 1.0, warm: int = 3
+    contenders: dict[str, Callable[[], object]], seconds: float = 1.0, cold: bool = False
 ) -> dict[str, float]:
     """Median seconds of one call of each contender.
 
     Args:
         contenders: Name -> what to time.
         seconds: About how long to measure, all together.
-        warm: Calls before the first sample.
+        cold: Leave out the untimed call before each sample.
     """
     for call in contenders.values():
-        for _ in range(warm):
+        for _ in range(3):
             call()
     clean: dict[str, list[float]] = {name: [] for name in contenders}
     dropped: dict[str, list[float]] = {name: [] for name in contenders}
@@ -41,6 +43,8 @@ def medians(
     while time.perf_counter() < end or min(len(clean[n]) + len(dropped[n]) for n in order) < 5:
         shuffle(order)
         for name in order:
+            if not cold:
+                contenders[name]()
             before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
             start = time.perf_counter()
             contenders[name]()
@@ -68,6 +72,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long to measure each row")
+    parser.add_argument("--cold", action="store_true", help="no untimed call before each sample")
     parser.add_argument("--json", type=Path, help="append the rows to this file, one JSON object per line")
     return parser
 
