@@ -143,3 +143,8 @@ def training_flops(
 def training_bytes(shape: tuple[int, ...], element_size: int, num_states: int, has_source: bool) -> int:
     """Bytes of one layer during masked-dense training: weight, gradient, optimizer states, mask, its bits, source."""
     return math.prod(shape) * (element_size * (2 + num_states + 1) + 1 + int(has_source))
+
+
+def sparse_training_bytes(count: int, num_states: int) -> int:
+    """Bytes of one layer of ``count`` live weights during sparse training: values, gradient, states, and pattern."""
+    return count * (4 * (2 + num_states) + 8)

@@ -39,6 +39,21 @@ def dead_units(mask: np.ndarray, shape: tuple[int, ...], geometry: Geometry) -> 
     return np.asarray(~grid.any(axis=(2, 3))), np.asarray(~grid.any(axis=(1, 3)))
 
 
+def count_dead(positions: np.ndarray, shape: tuple[int, ...], geometry: Geometry) -> int:
+    """Units without a live weight, outputs and inputs together, from the live positions alone.
+
+    Example:
+        >>> count_dead(np.array([0]), (2, 2), Geometry())
+        2
+    """
+    taps, groups = math.prod(shape[2:]), geometry.groups
+    first, second = positions // (shape[1] * taps), positions // taps % shape[1]
+    group = first // (shape[0] // groups)
+    num_second = shape[1] * groups  # the second axis counts the units of one group
+    live = len(np.unique(first)) + len(np.unique(group * shape[1] + second))
+    return shape[0] + num_second - live
+
+
 def preserve(
     mask: np.ndarray,
     shape: tuple[int, ...],

@@ -13,14 +13,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .costs import inference_flops, training_bytes, training_flops, uses_per_sample
+from .costs import inference_flops, sparse_training_bytes, training_bytes, training_flops, uses_per_sample
 from .draw import Drawn
-from .execution.masked import MaskedSite
-from .layers import find, left_dense
+from .execution.auto import faster
+from .execution.choice import Choice, choose
+from .execution.interface import FirstSite
+from .layers import Layer, find, left_dense
 from .methods import Method
 from .methods.base import GLOBAL, layer_counts
 from .sources import DenseSource, Source
 from .tables import percent, size, table
+from .topology import first_site
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class PlannedLayer:
     num_final: int | None
     training_bytes: int
     inference_flops: float | None
+    execution: str = "masked"
 
     def cells(self) -> list[str]:
         """The layer as a row of the plan's table."""
@@ -43,7 +47,7 @@ class PlannedLayer:
         flops = "?" if self.inference_flops is None else f"{self.inference_flops:,.0f}"
         shape = "x".join(map(str, self.shape))
         counts = [f"{self.num_weights:,}", f"{self.num_start:,}", end, density]
-        return [self.name, shape, *counts, size(self.training_bytes), flops]
+        return [self.name, shape, *counts, size(self.training_bytes), flops, self.execution]
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,7 @@ class Flops:
             f"FLOPs of inference, one sample: {self.inference:,.0f}, "
             f"{_share(self.inference, self.dense_inference)} of dense (counted)\n"
             f"FLOPs of a training step, batch {self.batch}: {self.training * self.batch:,.0f}, "
-            f"{_share(self.training, self.dense_training)} of dense{among} (counted)\n"
-            "masked execution computes the dense FLOPs whatever is counted here"
+            f"{_share(self.training, self.dense_training)} of dense{among} (counted)"
         )
 
 
@@ -85,6 +88,7 @@ class Plan:
         num_start, num_final: live weights when training begins and from the end of the method's schedule on.
         num_parameters: of the whole model, biases and norms included.
         flops: None without ``example_input``.
+        reasons: how a layer is executed, where there is something to say about it.
         warnings: what looks wrong; empty if nothing does.
     """
 
@@ -96,6 +100,7 @@ class Plan:
     num_parameters: int
     layers: list[PlannedLayer]
     flops: Flops | None
+    reasons: dict[str, str]
     warnings: list[str]
 
     @property
@@ -122,11 +127,14 @@ class Plan:
             "density",
             "memory",
             "FLOPs/sample",
+            "execution",
         ]
         rows = [row.cells() for row in self.layers]
         memory = size(sum(row.training_bytes for row in self.layers))
         ends = [f"{self.num_weights:,}", f"{self.num_start:,}", f"{self.num_final:,}", percent(self.density)]
-        rows.append(["all", "", *ends, memory, "?" if self.flops is None else f"{self.flops.inference:,.0f}"])
+        rows.append(
+            ["all", "", *ends, memory, "?" if self.flops is None else f"{self.flops.inference:,.0f}", ""]
+        )
         lines = [
             f"{self.method} in {self.source} source",
             table(header, rows),
@@ -134,6 +142,9 @@ class Plan:
             f"live values at the end: {size(4 * self.num_final)} of {size(4 * self.num_weights)} in float32",
             "FLOPs: give example_input= to count them" if self.flops is None else str(self.flops),
         ]
+        if self.flops is not None and any(row.execution == "masked" for row in self.layers):
+            lines.append("masked execution computes the dense FLOPs, whatever is counted here")
+        lines += [f"{name} runs {reason}" for name, reason in self.reasons.items()]
         return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
 
 
@@ -146,13 +157,15 @@ def plan(
     total_steps: int | None = None,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     example_input: Any = None,
+    execution: str = "masked",
 ) -> Plan:
     """What ``attach`` would do, without touching the model.
 
     Args:
-        model, method, source, layers, total_steps: as for ``attach``.
+        model, method, source, layers, total_steps, execution: as for ``attach``.
         optimizer: counted in the memory column: the state tensors it keeps per weight.
-        example_input: a batch (tensor, tuple or dict of arguments); with it FLOPs are counted.
+        example_input: a batch (tensor, tuple or dict of arguments); with it FLOPs are counted, and layers timed for
+            ``execution="auto"``.
 
     Raises:
         ValueError: whatever ``attach`` would refuse about model, method and source.
@@ -166,7 +179,7 @@ def plan(
     source = source or DenseSource()
     found = find(model, layers)
     supports = source.supports(found)
-    sites = {name: MaskedSite(layer, supports[name].mask()) for name, layer in found.items()}
+    sites = {name: first_site(layer, supports[name]) for name, layer in found.items()}
     views = {name: site.view() for name, site in sites.items()}
     method.check(views, total_steps)
     starts = {name: _start_count(start.mask, sites[name]) for name, start in method.start(views).items()}
@@ -184,18 +197,26 @@ def plan(
         ends = {name: shares[name] if count is None else float(count) for name, count in finals.items()}
         flops = _flops(method, ends, sizes, uses, batch, start_count, total_steps)
     num_states = _num_states(optimizer)
+    choices = _choices(execution, model, found, starts, optimizer, example_input)
     rows = []
     for name, layer in found.items():
         has_source, final = views[name].source is not None, finals[name]
         memory = training_bytes(layer.shape, layer.parameter.element_size(), num_states or 0, has_source)
+        if choices[name].execution == "sparse":
+            memory = sparse_training_bytes(starts[name], num_states or 0)
         counted = None if final is None or not uses else 2 * final * uses[name]
         counts = (sizes[name], views[name].capacity, starts[name], final)
-        rows.append(PlannedLayer(name, layer.shape, *counts, memory, counted))
+        rows.append(PlannedLayer(name, layer.shape, *counts, memory, counted, choices[name].execution))
     everything = sum(parameter.numel() for parameter in model.parameters())
     notes = _warnings(model, method, found, rows, uses, total_steps)
     if num_states is None:
         notes.append("the optimizer's state could not be found out and is not in the memory column")
-    return Plan(method.name, source.name, total, start_count, final_count, everything, rows, flops, notes)
+    reasons = {
+        name: f"{choice.execution}: {choice.reason}" for name, choice in choices.items() if choice.reason
+    }
+    return Plan(
+        method.name, source.name, total, start_count, final_count, everything, rows, flops, reasons, notes
+    )
 
 
 def _flops(
@@ -221,12 +242,30 @@ def _flops(
     return Flops(inference_flops(ends, uses), training, dense, 3 * dense, dense_steps, batch)
 
 
-def _start_count(mask: Any, site: MaskedSite) -> int:
+def _choices(
+    execution: str,
+    model: nn.Module,
+    found: dict[str, Layer],
+    starts: dict[str, int],
+    optimizer,
+    example_input: Any,
+) -> dict[str, Choice]:
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or [])
+    choices = choose(execution, model, found, optimizers)
+    if execution == "auto":
+        able = {name: found[name] for name, choice in choices.items() if choice.execution == "sparse"}
+        choices |= faster(model, able, starts, example_input)
+    return choices
+
+
+def _start_count(mask: Any, site: FirstSite) -> int:
     if mask is None:
         return site.num_active
     if isinstance(mask, Drawn):
-        inside = None if site.source is None else site.source.cpu().numpy()
-        return mask.count if mask.count is not None else int(mask.mask(inside).sum())
+        if mask.count is not None:
+            return mask.count
+        inside = site.source.cpu().numpy() if isinstance(site.source, torch.Tensor) else None
+        return int(mask.mask(inside).sum())
     return int(mask.sum())
 
 

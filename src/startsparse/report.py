@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .flow import Repair, dead_units
+from .flow import Repair, count_dead
 from .layers import Layer
 from .tables import percent, table
 
@@ -26,6 +27,7 @@ class LayerRow:
     num_nonzero: int
     num_source: int
     dead_units: int
+    execution: str = ""
 
     @property
     def density(self) -> float:
@@ -36,7 +38,8 @@ class LayerRow:
     def total(cls, rows: Sequence[LayerRow]) -> LayerRow:
         """All layers as one row."""
         names = ("num_weights", "num_active", "num_nonzero", "num_source", "dead_units")
-        return cls("all", (), *(sum(getattr(row, name) for row in rows) for name in names))
+        sums = {name: sum(getattr(row, name) for row in rows) for name in names}
+        return cls("all", (), **sums)
 
     def cells(self) -> list[str]:
         """The layer as a row of the report's table."""
@@ -47,7 +50,7 @@ class LayerRow:
             percent(self.density),
             f"{self.num_nonzero:,}",
         ]
-        return [self.name, shape, *counts, source, f"{self.dead_units:,}"]
+        return [self.name, shape, *counts, source, f"{self.dead_units:,}", self.execution]
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,24 @@ class Report:
     model_density: float
     layers: list[LayerRow]
     repairs: Mapping[str, Repair]
+    reasons: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
 
     def __str__(self) -> str:
-        header = ["layer", "shape", "weights", "live", "density", "non-zero", "source", "dead units"]
+        header = [
+            "layer",
+            "shape",
+            "weights",
+            "live",
+            "density",
+            "non-zero",
+            "source",
+            "dead units",
+            "execution",
+        ]
         rows = [row.cells() for row in self.layers]
         rows.append(LayerRow.total(self.layers).cells())
         moved = f"{self.num_updates} updates moved {self.num_moved:,} weights"
@@ -85,6 +99,7 @@ class Report:
             table(header, rows),
             f"density of the sparse layers {percent(self.density)}, of all parameters {percent(self.model_density)}",
         ]
+        lines += [f"{name} runs {reason}" for name, reason in self.reasons.items()]
         for name, repair in self.repairs.items():
             lines.append(
                 f"flow repair of {name}: {repair.added:,} added, {repair.removed:,} removed, dead units "
@@ -95,21 +110,21 @@ class Report:
 
 def build_report(sparsifier: Sparsifier, layers: Mapping[str, Layer], topology: Topology) -> Report:
     """Count what lives where."""
-    masks, sources = sparsifier.masks, sparsifier.source_masks
     rows = []
     for name, layer in layers.items():
-        dead = dead_units(masks[name].cpu().numpy().reshape(-1), layer.shape, layer.geometry)
-        rows.append(
-            LayerRow(
-                name,
-                layer.shape,
-                masks[name].numel(),
-                int(masks[name].sum()),
-                int(layer.parameter.detach().count_nonzero()),
-                int(sources[name].sum()),
-                sum(int(part.sum()) for part in dead),
-            )
+        site = topology.sites[name]
+        view = site.view()
+        row = LayerRow(
+            name,
+            layer.shape,
+            math.prod(layer.shape),
+            view.num_active,
+            int(layer.parameter.detach().count_nonzero()),
+            view.capacity,
+            count_dead(site.positions().numpy(), layer.shape, layer.geometry),
+            site.execution,
         )
+        rows.append(row)
     total = LayerRow.total(rows)
     held = {id(layer.parameter) for layer in layers.values()}
     others = sum(p.numel() for p in sparsifier.model.parameters() if id(p) not in held)
@@ -125,4 +140,5 @@ def build_report(sparsifier: Sparsifier, layers: Mapping[str, Layer], topology: 
         (others + total.num_active) / (others + total.num_weights),
         rows,
         topology.repairs,
+        {n: f"{c.execution}: {c.reason}" for n, c in sparsifier.execution.items() if c.reason},
     )

@@ -55,7 +55,7 @@ class Topology:
         supports = source.supports(layers)
         self.source_drawn = {n: s.positions for n, s in supports.items() if isinstance(s.positions, Drawn)}
         self._layers = layers
-        self.sites: dict[str, Any] = {n: _first_site(layer, supports[n]) for n, layer in layers.items()}
+        self.sites: dict[str, Any] = {n: first_site(layer, supports[n]) for n, layer in layers.items()}
         views = self.views()
         method.check(views, total_steps)
         starts = method.start(views)
@@ -233,7 +233,8 @@ class Topology:
             site.hook()
 
 
-def _first_site(layer: Layer, support: Support) -> FirstSite:
+def first_site(layer: Layer, support: Support) -> FirstSite:
+    """What holds a layer's weights until training begins."""
     if layer.parameter.is_meta:
         return MetaSite(layer, support.positions)
     return MaskedSite(layer, support.mask())

@@ -1,0 +1,52 @@
+"""Turn a model that has zeros already into one that computes its live weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ..layers import find
+from .auto import faster
+from .choice import Choice, choose
+from .modules import to_sparse
+
+
+def sparsify_execution(
+    model: nn.Module, layers: str | Sequence[str] | None = None, *, example_input: Any = None
+) -> dict[str, Choice]:
+    """Truly sparse where it is faster: Linear and Conv2d modules keep and compute their non-zero weights alone.
+
+    For inference, or for training with the positions that are there (make the optimizer afterwards: the parameters are
+    new). The modules are turned in place; ``attach(..., execution="sparse")`` does the same for a method that changes
+    positions.
+
+    Args:
+        model: whose zeros are final.
+        layers: names or globs; default: every weight that may be sparse.
+        example_input: a batch; with it each layer is timed both ways, without it those at most half full are turned.
+
+    Returns:
+        Parameter name -> what was chosen, and why.
+
+    Raises:
+        ValueError: a layer's name matches nothing, or the model is under DistributedDataParallel.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> _ = model[0].weight.data.mul_(torch.rand(64, 64) < 0.05)
+        >>> {name: choice.execution for name, choice in sparsify_execution(model).items()}
+        {'0.weight': 'sparse', '2.weight': 'masked'}
+    """
+    found = find(model, layers)
+    choices = choose("auto", model, found, [])
+    able = {name: found[name] for name, choice in choices.items() if choice.execution == "sparse"}
+    live = {name: layer.parameter.detach().reshape(-1).nonzero().squeeze(1) for name, layer in able.items()}
+    choices |= faster(model, able, {name: len(positions) for name, positions in live.items()}, example_input)
+    for name, layer in able.items():
+        if choices[name].execution == "sparse":
+            values = layer.parameter.detach().reshape(-1)[live[name]]
+            _ = to_sparse(layer.module, layer.shape, live[name], values)
+    return choices
