@@ -38,8 +38,8 @@ class LayerRow:
     def total(cls, rows: Sequence[LayerRow]) -> LayerRow:
         """All layers as one row."""
         names = ("num_weights", "num_active", "num_nonzero", "num_source", "dead_units")
-        sums = {name: sum(getattr(row, name) for row in rows) for name in names}
-        return cls("all", (), **sums)
+        weights, active, nonzero, source, dead = (sum(getattr(row, name) for row in rows) for name in names)
+        return cls("all", (), weights, active, nonzero, source, dead)
 
     def cells(self) -> list[str]:
         """The layer as a row of the report's table."""
