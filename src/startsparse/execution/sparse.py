@@ -112,7 +112,8 @@ class SparseView:
 def _bar(scores: Tensor, share: float) -> float:
     """A score that about a ``share`` of these pass, from a sample of them."""
     sample = scores[:: max(1, len(scores) >> 15)]
-    above = min(len(sample), int(share * len(sample)) + 16)
+    above = int(share * len(sample)) + 16
+    sample = sample[~sample.isneginf()]
     return float(sample[top_k(sample, above)].min()) if above < len(sample) else -torch.inf
 
 
