@@ -115,7 +115,7 @@ struct ForwardPlan {
         by_tile = g.tiles % threads == 0 || g.tiles >= 4 * threads;
         const int64_t uses = (by_tile ? (g.tiles + threads - 1) / threads : g.tiles) * g.lines;
         tabled = g.kernel > 1 || g.place || uses > 2;
-        strip = g.kernel > 1 || g.lines > 1 || p.rows < STRIP ? p.rows : STRIP;
+        strip = g.blocked || g.out_pixels > 1 || p.rows < STRIP ? p.rows : STRIP;
         const int64_t in_tile = g.channels * g.plane * g.lanes;
         table = 0;
         x = table + (tabled ? round16(2 * p.nnz) : 0);
