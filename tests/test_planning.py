@@ -371,6 +371,7 @@ def test_a_plan_as_plain_data():
         "num_final": plan.layers[0].num_final,
         "training_bytes": 144 * 13,
         "inference_flops": 2.0 * 16 * plan.layers[0].num_final,
+        "execution": "masked",
     }
     assert math.fsum(row["num_final"] for row in data["layers"]) == data["num_final"]
 

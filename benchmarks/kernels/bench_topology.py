@@ -3,8 +3,7 @@
     python benchmarks/kernels/bench_topology.py --sizes 1024 4096 --every 100
 
 An event drops and grows a share of a layer's weights: the new pattern is built, and the values and two
-moments move. The candidates for growth (the dense gradient in blocks, and its largest entries) are timed
-apart.
+moments move. What a method's whole update costs on top is in ``benchmarks/update_cost.py``.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ def contenders(size: int, batch: int, sparsity: float, share: float) -> dict:
     return {
         "step": step([x, values], lambda: kernels.sparse_linear(x, values, pattern.blob, size), dy),
         "event": lambda: pattern.move(pattern.changed(drop, grow), state),
-        "candidates": lambda: kernels.grow_candidates(pattern, x, dy, moved),
     }
 
 
@@ -52,7 +50,6 @@ def main() -> None:
             between = options.every * times["step"]
             row: dict = {"size": size, "sparsity": sparsity} | {f"{n} ms": t * 1e3 for n, t in times.items()}
             row["event %"] = 100 * times["event"] / between
-            row["with candidates %"] = 100 * (times["event"] + times["candidates"]) / between
             rows.append(row)
     report(rows, options.json)
 

@@ -25,7 +25,7 @@ def sparsify_execution(
     Args:
         model: whose zeros are final.
         layers: names or globs; default: every weight that may be sparse.
-        example_input: a batch; with it each layer is timed both ways, without it those at most half full are turned.
+        example_input: a batch; with it each layer is timed both ways, without it those at most a fifth full are turned.
 
     Returns:
         Parameter name -> what was chosen, and why.

@@ -2,8 +2,8 @@
 
 ``Pattern`` says which weights live and in which order their values are kept; the operators ``sparse_linear``
 and ``sparse_conv2d`` compute with them, on plain row-major tensors or on the blocked layout that neighbouring
-layers can share (``to_blocked``, ``from_blocked``); ``grow_candidates`` finds the largest dense gradients
-without ever holding them all.
+layers can share (``to_blocked``, ``from_blocked``); ``dense_gradient`` gives the gradient of the dense weight,
+a block of rows at a time.
 
 The kernels are C++ behind a C interface (``csrc/``), built at first use; see ``library`` for what happens
 without a compiler. Importing this package compiles and loads nothing.
@@ -15,7 +15,6 @@ from startsparse.kernels.functional import sparse_linear as sparse_linear
 from startsparse.kernels.functional import to_blocked as to_blocked
 from startsparse.kernels.geometry import lanes_for as lanes_for
 from startsparse.kernels.gradients import dense_gradient as dense_gradient
-from startsparse.kernels.gradients import grow_candidates as grow_candidates
 from startsparse.kernels.library import backend as backend
 from startsparse.kernels.library import cache_folder as cache_folder
 from startsparse.kernels.memory import keep_pages as keep_pages
