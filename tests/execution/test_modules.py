@@ -446,7 +446,7 @@ def test_an_average_of_the_weights():
 
 
 def test_execution_of_a_finished_model():
-    masked, _ = pair(convolutional, method("magnitude", 0.3, distribution="uniform"))
+    masked, _ = pair(convolutional, method("magnitude", 0.1, distribution="uniform"))
     model = copy.deepcopy(masked.sparse.detach()).eval()
     chosen = ss.sparsify_execution(model, layers=["0", "9"])
     assert {name: choice.execution for name, choice in chosen.items()} == {
