@@ -31,6 +31,8 @@ METHODS = ss.methods.names("attach")
 MOVING = [name for name in METHODS if "drop_fraction" in {f.name for f in fields(ss.methods.get(name))}]
 DATA = batches(2 * TOTAL_STEPS)
 
+EXECUTIONS = ["masked", "sparse"]
+
 State = dict[str, dict[str, Tensor]]
 
 
@@ -201,18 +203,45 @@ def test_counts_are_exact_at_any_density(method, density):
 @law("ties")
 @pytest.mark.filterwarnings("ignore:.* no live weight left")
 @pytest.mark.parametrize("source", ["dense", "exact"])
-def test_ties_do_not_change_the_counts(method, source):
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_ties_do_not_change_the_counts(method, source, execution):
     model = tiny()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.25)  # equal scores, and no gradient at all passes the norm of equal units
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sparse = ss.attach(model, optimizer, make(method), source=SOURCES[source](), total_steps=TOTAL_STEPS)
+    sparse = ss.attach(
+        model,
+        optimizer,
+        make(method),
+        source=SOURCES[source](),
+        total_steps=TOTAL_STEPS,
+        execution=execution,
+    )
     for batch in DATA[:TOTAL_STEPS]:
         step(model, optimizer, batch, closure=False)
         assert mask_rules.num_active(sparse.masks) == sparse.target_count
         assert mask_rules.is_subset(sparse.masks, sparse.source_masks)
     assert sparse.target_count == round(DENSITY * WEIGHTS)
+
+
+@law("density")
+@pytest.mark.filterwarnings("ignore:.* no live weight left", "ignore:.* can move no weight")
+@pytest.mark.parametrize("density", [0.013, 1 / 3, 1.0])
+@pytest.mark.parametrize("source", ["dense", "exact"])
+def test_counts_are_exact_under_sparse_execution(method, density, source):
+    how = make(method, density=density if source == "dense" else density / 2)
+    model = tiny()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    sparse = ss.attach(
+        model, optimizer, how, source=SOURCES[source](), total_steps=TOTAL_STEPS, execution="sparse"
+    )
+    for batch in DATA[:TOTAL_STEPS]:
+        assert mask_rules.num_active(sparse.masks) == sparse.target_count
+        assert mask_rules.is_subset(sparse.masks, sparse.source_masks)
+        assert model[0].weight.numel() + model[3].weight.numel() == sparse.target_count
+        step(model, optimizer, batch, closure=False)
+    assert sparse.target_count == round(how.density * WEIGHTS)
 
 
 # -- drop fraction -------------------------------------------------------------------------------------------------
@@ -240,10 +269,11 @@ def test_drop_fraction_one_decides_every_weight_anew(method):
 # -- seeds ---------------------------------------------------------------------------------------------------------
 
 
-def masks_of_run(method: str, source, **changes) -> list[dict[str, Tensor]]:
+def masks_of_run(method: str, source, execution: str = "masked", **changes) -> list[dict[str, Tensor]]:
     model = tiny()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    sparse = ss.attach(model, optimizer, make(method, **changes), source=source, total_steps=TOTAL_STEPS)
+    how = make(method, **changes)
+    sparse = ss.attach(model, optimizer, how, source=source, total_steps=TOTAL_STEPS, execution=execution)
     seen = [snapshot(sparse.masks)]
     for batch in DATA[:TOTAL_STEPS]:
         step(model, optimizer, batch, closure=False)
@@ -252,22 +282,26 @@ def masks_of_run(method: str, source, **changes) -> list[dict[str, Tensor]]:
 
 
 @law("seed")
-def test_same_seed_same_masks(method):
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_same_seed_same_masks(method, execution):
     source = ss.RandomSource(0.5, seed=1)
-    first = masks_of_run(method, source, seed=5)
+    first = masks_of_run(method, source, execution, seed=5)
     torch.manual_seed(987)  # the method's randomness is its own
     torch.rand(11)
-    assert all(equal(a, b) for a, b in zip(first, masks_of_run(method, source, seed=5), strict=True))
-    other = masks_of_run(method, source, seed=6)
+    assert all(
+        equal(a, b) for a, b in zip(first, masks_of_run(method, source, execution, seed=5), strict=True)
+    )
+    other = masks_of_run(method, source, execution, seed=6)
     assert equal(first[-1], other[-1]) is not SETTINGS[method].random
-    assert not equal(first[-1], masks_of_run(method, ss.RandomSource(0.5, seed=2), seed=5)[-1])
+    assert not equal(first[-1], masks_of_run(method, ss.RandomSource(0.5, seed=2), execution, seed=5)[-1])
 
 
 @law("global rng")
-def test_the_global_generator_is_left_alone(method):
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_the_global_generator_is_left_alone(method, execution):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    masks_of_run(method, ss.RandomSource(0.5))
+    masks_of_run(method, ss.RandomSource(0.5), execution)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -279,11 +313,16 @@ ORDERS = list(itertools.permutations(["model", "optimizer", "sparse"]))
 class Job:
     """A run with accumulation over two micro-batches, that can be saved and restored between any two of them."""
 
-    def __init__(self, method: str, source: str, optimizer: str, seed: int = 0):
+    def __init__(self, method: str, source: str, optimizer: str, seed: int = 0, execution: str = "masked"):
         self.model = tiny(source, seed)
         self.optimizer = OPTIMIZERS[optimizer].build(self.model.parameters())
         self.sparse = ss.attach(
-            self.model, self.optimizer, make(method), source=SOURCES[source](), total_steps=TOTAL_STEPS
+            self.model,
+            self.optimizer,
+            make(method),
+            source=SOURCES[source](),
+            total_steps=TOTAL_STEPS,
+            execution=execution,
         )
 
     def micro_step(self, index: int) -> None:
@@ -318,22 +357,28 @@ class Job:
         )
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw-fused", "drifting"])
-@pytest.mark.parametrize("source", ["dense", "bernoulli", "zeros"])
+RESUMED = [
+    (source, optimizer, "masked")
+    for source in ("dense", "bernoulli", "zeros")
+    for optimizer in ("sgd", "adamw-fused", "drifting")
+] + [("dense", "adamw-fused", "sparse"), ("exact", "sgd", "sparse")]
+
+
+@pytest.mark.parametrize(("source", "optimizer", "execution"), RESUMED)
 @law("resume")
-def test_resume_is_bit_for_bit(method, source, optimizer):
-    whole = Job(method, source, optimizer)
+def test_resume_is_bit_for_bit(method, source, optimizer, execution):
+    whole = Job(method, source, optimizer, execution=execution)
     saved = [whole.save()]
     for index in range(2 * TOTAL_STEPS):
         whole.micro_step(index)
         saved.append(whole.save())
-    silent = Job(method, source, optimizer)
+    silent = Job(method, source, optimizer, execution=execution)
     for index in range(2 * TOTAL_STEPS):
         silent.micro_step(index)
     assert equal(whole.end(), silent.end()), "saving changed the run"
     failed = []
     for at, state in enumerate(saved):
-        resumed = Job(method, source, optimizer, seed=100 + at)
+        resumed = Job(method, source, optimizer, seed=100 + at, execution=execution)
         resumed.restore(state, ORDERS[at % len(ORDERS)])
         assert resumed.save() == state or equal(
             torch.load(io.BytesIO(resumed.save()), weights_only=True)["model"],
@@ -398,10 +443,11 @@ def held(sparse) -> bool:
 
 
 @law("dense gradient")
-def test_dense_gradients_are_only_taken_when_they_are_needed(method):
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_dense_gradients_are_only_taken_when_they_are_needed(method, execution):
     model = tiny()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sparse = ss.attach(model, optimizer, make(method), total_steps=TOTAL_STEPS)
+    sparse = ss.attach(model, optimizer, make(method), total_steps=TOTAL_STEPS, execution=execution)
     taken = 0
     for batch in DATA[:TOTAL_STEPS]:
         loss_of(model, batch).backward()

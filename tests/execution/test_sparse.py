@@ -448,3 +448,58 @@ def test_second_derivatives_are_refused():
     (slope,) = torch.autograd.grad(loss_of(run.model(x)), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivative"):
         slope.square().sum().backward()
+
+
+WATCHED = pytest.mark.xfail(
+    strict=True, reason="every backward pass through a layer counts, accumulated or not"
+)
+
+
+@WATCHED
+def test_gradients_that_are_only_asked_for_are_not_part_of_the_dense_gradient():
+    """``torch.autograd.grad`` accumulates nothing: saliency maps or attacks between micro-batches do not count."""
+    masked, sparse = pair(perceptron, method("rigl", update_interval=2), steps=20)
+    for step in range(6):
+        synchronise(masked, sparse)
+        for run in (masked, sparse):
+            run.optimizer.zero_grad()
+            loss_of(run.model(batch(step, 8, 12))).backward()
+            x = 10 * batch(-step, 8, 12).requires_grad_()
+            _ = torch.autograd.grad(run.model(x).square().sum(), x)
+            run.optimizer.step()
+        assert_same_masks(masked, sparse)
+
+
+def test_a_graph_that_is_run_backwards_twice():
+    masked, sparse = pair(perceptron, method("rigl", update_interval=2), steps=20)
+    for step in range(6):
+        synchronise(masked, sparse)
+        for run in (masked, sparse):
+            run.optimizer.zero_grad()
+            loss = loss_of(run.model(batch(step, 8, 12)))
+            loss.backward(retain_graph=True)
+            (0.5 * loss).backward()
+            run.optimizer.step()
+        assert_same_masks(masked, sparse)
+        assert_close(masked, sparse)
+
+
+@pytest.mark.parametrize("layer", [pytest.param(0, marks=WATCHED), 5])
+def test_only_some_inputs_are_asked_for(layer):
+    """``backward(inputs=...)`` leaves the other layers without a gradient."""
+    masked, sparse = pair(perceptron, method("rigl", update_interval=2), steps=20)
+    for step in range(6):
+        synchronise(masked, sparse)
+        for run in (masked, sparse):
+            run.optimizer.zero_grad()
+            loss_of(run.model(batch(step, 8, 12))).backward(inputs=[run.model[layer].weight])
+            run.optimizer.step()
+        assert_same_masks(masked, sparse)
+
+
+def test_a_gradient_penalty_is_refused_aloud():
+    run = Run(perceptron(), method("static"))
+    loss = loss_of(run.model(batch(0, 8, 12)))
+    gradients = torch.autograd.grad(loss, list(run.model.parameters()), create_graph=True)
+    with pytest.raises(NotImplementedError, match="use the masked execution"):
+        sum(g.square().sum() for g in gradients).backward()
