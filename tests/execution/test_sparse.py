@@ -503,3 +503,57 @@ def test_a_gradient_penalty_is_refused_aloud():
     gradients = torch.autograd.grad(loss, list(run.model.parameters()), create_graph=True)
     with pytest.raises(NotImplementedError, match="use the masked execution"):
         sum(g.square().sum() for g in gradients).backward()
+
+
+class Unused(nn.Module):
+    """A layer that no signal passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(40, 50), nn.Linear(40, 50)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="too few positions are looked at in a thin source"
+)
+def test_a_layer_without_a_gradient_in_a_thin_source():
+    how, source = method("rigl", 0.05, update_interval=1), ss.RandomSource(0.1, "uniform")
+    masked, sparse = pair(Unused, how, source=source)
+    for step in range(4):
+        synchronise(masked, sparse)
+        for run in (masked, sparse):
+            run.step(batch(step, 8, 40))
+        assert_same_masks(masked, sparse)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="no candidates at all cannot be joined")
+def test_a_layer_without_a_gradient_that_has_nothing_to_grow():
+    how = method("rigl", 0.05, update_interval=1, drop_fraction=0.0)
+    masked, sparse = pair(Unused, how)
+    for step in range(4):
+        for run in (masked, sparse):
+            run.step(batch(step, 8, 40))
+    assert_same_masks(masked, sparse)
+
+
+def test_steps_without_a_backward_pass():
+    masked, sparse = pair(perceptron, method("rigl", update_interval=1), steps=20)
+    for _ in range(3):
+        for run in (masked, sparse):
+            run.optimizer.step()
+        assert_same_masks(masked, sparse)
+    assert sparse.sparse.step == 3
+
+
+@pytest.mark.xfail(
+    strict=True, reason="each micro-batch is held against the weight's size, not all of them together"
+)
+def test_what_is_kept_of_many_micro_batches_is_no_larger_than_the_weight():
+    run = Run(nn.Sequential(nn.Linear(50, 50)), method("rigl", update_interval=1, update_begin=0))
+    for step in range(20):
+        loss_of(run.model(batch(step, 20, 50))).backward()
+    site = run.sparse._sites["0.weight"]
+    assert sum(x.numel() + dy.numel() for x, dy in site._batches) <= 50 * 50
