@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from ..layers import Layer
 from ..methods import Change, DenseView, Method
 from .interface import Site
-from .optimizers import replace, states_of
+from .optimizers import replace, slots
 
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
@@ -197,11 +197,11 @@ class MaskedSite(Site):
         gradient = None if self._dense_gradient is None else self._dense_gradient[grown]
         values = self.grown_values(method, step, len(change.grown), weight[self._mask], gradient)
         if method.grown_state != "keep":
-            for tensor, fresh in states_of(optimizers, self.parameter):
+            for slot in slots(optimizers, self.parameter):
                 average = method.grown_state == "mean" and bool(self._mask.any())
-                first = tensor[self._mask].mean() if average else fresh
-                tensor[dropped] = fresh
-                tensor[grown] = first
+                first = slot.tensor[self._mask].mean() if average else slot.fresh
+                slot.tensor[dropped] = slot.fresh
+                slot.tensor[grown] = first
         self._mask[dropped] = False
         self._mask[grown] = True
         if self._bits is not None:

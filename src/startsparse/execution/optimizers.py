@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn, optim
@@ -52,10 +53,24 @@ def replace(
             }
 
 
-def states_of(optimizers: Iterable[Optimizer], parameter: nn.Parameter) -> list[tuple[Tensor, float]]:
-    """Every state tensor of a parameter's shape, which belongs to its weights whatever its key, and its fresh value."""
+@dataclass(frozen=True)
+class Slot:
+    """A state tensor that belongs to a parameter's weights: where it is held, and the value a fresh weight has."""
+
+    holder: dict
+    key: str
+    fresh: float
+
+    @property
+    def tensor(self) -> Tensor:
+        """The state tensor."""
+        return self.holder[self.key]
+
+
+def slots(optimizers: Iterable[Optimizer], parameter: nn.Parameter) -> list[Slot]:
+    """Every state tensor of a parameter's shape, whatever its key."""
     return [
-        (value, fresh(optimizer, key))
+        Slot(optimizer.state[parameter], key, fresh(optimizer, key))
         for optimizer in optimizers
         for key, value in optimizer.state.get(parameter, {}).items()
         if _follows(value, parameter.shape)
@@ -76,20 +91,6 @@ def forget_directions(optimizers: Iterable[Optimizer]) -> None:
     for optimizer in optimizers:
         if isinstance(optimizer, optim.LBFGS):
             optimizer.state.clear()
-
-
-def change_states(
-    optimizers: Iterable[Optimizer],
-    parameter: nn.Parameter,
-    shape: torch.Size,
-    change: Callable[[Tensor, float], Tensor],
-) -> None:
-    """Replace every state tensor of ``shape`` that a parameter has by ``change`` of it and its fresh value."""
-    for optimizer in optimizers:
-        state = optimizer.state.get(parameter, {})
-        for key, value in state.items():
-            if _follows(value, shape):
-                state[key] = change(value, fresh(optimizer, key))
 
 
 def _follows(value: object, shape: torch.Size) -> bool:

@@ -18,11 +18,14 @@ from ..criteria import gradient as gradient_score
 from ..draw import Drawn, Permutation
 from ..kernels import Pattern, dense_gradient, watch
 from ..layers import Layer
+from ..masks import pack_positions
 from ..methods import Change, Method
 from ..selection import top_k
 from .interface import Site
 from .modules import _Sparse, to_dense, to_sparse
-from .optimizers import change_states, replace
+from .optimizers import replace, slots
+
+_BITMAP = 1 << 28  # positions whose membership is kept as bits: 32 MiB
 
 
 class SparseView:
@@ -96,17 +99,26 @@ class SparseView:
         stays[np.searchsorted(positions, returning.numpy())] = False
         return positions[stays]
 
-    def _allowed(self, kept: np.ndarray):
+    def _allowed(self, kept: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """Whether positions may grow: they are not kept, and lie in the source."""
+        is_kept = _lookup(kept, math.prod(self.shape))
+        if self._inside is None:
+            return lambda positions: ~is_kept(positions)
+        inside = self._inside
+        return lambda positions: ~is_kept(positions) & inside(positions)
 
-        def allowed(positions: np.ndarray) -> np.ndarray:
-            at = np.searchsorted(kept, positions)
-            free = np.ones(len(positions), bool)
-            known = at < len(kept)
-            free[known] = kept[at[known]] != positions[known]
-            return free if self._inside is None else free & self._inside(positions)
 
-        return allowed
+def _lookup(positions: np.ndarray, size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Membership in sorted positions: by one bit a position where that is little memory, else by bisection."""
+    if size <= _BITMAP:
+        bits = pack_positions(torch.from_numpy(positions), 0, size)
+        return lambda at: (bits[at >> 3] << (at & 7).astype(np.uint8)) & 128 != 0
+
+    def bisect(at: np.ndarray) -> np.ndarray:
+        place = np.minimum(np.searchsorted(positions, at), max(len(positions) - 1, 0))
+        return positions[place] == at if len(positions) else np.zeros(len(at), bool)
+
+    return bisect
 
 
 def _bar(scores: Tensor, share: float) -> float:
@@ -322,21 +334,17 @@ class SparseSite(Site):
         grown = order[torch.searchsorted(positions, change.grown)]
         downhill = self._at(change.grown) if method.grown_value == "gradient_sign" else None
         values = self.grown_values(method, step, len(change.grown), self.parameter.detach(), downhill)
-        shape = self.parameter.shape
-        gradient = self.parameter.grad
-        (weight,) = old.move(new, [self.parameter.detach()])
+        held = slots(optimizers, self.parameter)
+        gradient = [] if self.parameter.grad is None else [self.parameter.grad]
+        before = [slot.tensor for slot in held]
+        weight, *moved = old.move(new, [self.parameter.detach(), *before, *gradient])
         if values is not None:
             weight[grown] = values
-        moved_gradient = None if gradient is None else old.move(new, [gradient])[0]
-
-        def follow(state: Tensor, fresh: float) -> Tensor:
-            (moved,) = old.move(new, [state])
-            moved[grown] = state.mean() if method.grown_state == "mean" and state.numel() else fresh
-            return moved
-
-        change_states(optimizers, self.parameter, shape, follow)
+        for slot, was, now in zip(held, before, moved, strict=False):
+            now[grown] = was.mean() if method.grown_state == "mean" and was.numel() else slot.fresh
+            slot.holder[slot.key] = now
         self.module.put(new, weight)
-        self.parameter.grad = moved_gradient
+        self.parameter.grad = moved[-1] if gradient else None
         self._pattern = self.module.pattern
         self.capturing = self._capturing
 
