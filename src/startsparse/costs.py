@@ -147,4 +147,4 @@ def training_bytes(shape: tuple[int, ...], element_size: int, num_states: int, h
 
 def sparse_training_bytes(count: int, num_states: int) -> int:
     """Bytes of one layer of ``count`` live weights during sparse training: values, gradient, states, and pattern."""
-    return count * (4 * (2 + num_states) + 8)
+    return count * (4 * (2 + num_states) + 11)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -181,7 +182,9 @@ def plan(
     supports = source.supports(found)
     sites = {name: first_site(layer, supports[name]) for name, layer in found.items()}
     views = {name: site.view() for name, site in sites.items()}
-    method.check(views, total_steps)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        method.check(views, total_steps)
     starts = {name: _start_count(start.mask, sites[name]) for name, start in method.start(views).items()}
     sizes = {name: math.prod(layer.shape) for name, layer in found.items()}
     total, start_count = sum(sizes.values()), sum(starts.values())
@@ -208,7 +211,7 @@ def plan(
         counts = (sizes[name], views[name].capacity, starts[name], final)
         rows.append(PlannedLayer(name, layer.shape, *counts, memory, counted, choices[name].execution))
     everything = sum(parameter.numel() for parameter in model.parameters())
-    notes = _warnings(model, method, found, rows, uses, total_steps)
+    notes = [str(warning.message) for warning in said] + _warnings(model, found, rows, uses)
     if num_states is None:
         notes.append("the optimizer's state could not be found out and is not in the memory column")
     reasons = {
@@ -308,7 +311,7 @@ def _num_states(optimizer: Optimizer | Sequence[Optimizer] | None) -> int | None
     return sum(isinstance(t, torch.Tensor) and t.shape == probe.shape for t in shell.state[probe].values())
 
 
-def _warnings(model, method, found, rows, uses, total_steps) -> list[str]:
+def _warnings(model, found, rows, uses) -> list[str]:
     notes = []
     dense = left_dense(model, found)
     if dense:
@@ -324,8 +327,4 @@ def _warnings(model, method, found, rows, uses, total_steps) -> list[str]:
     unused = [name for name in uses if uses[name] == 0]
     if unused:
         notes.append(f"not seen in the forward pass, FLOPs counted as 0: {', '.join(unused)}")
-    window = getattr(method, "window", None)
-    if window is not None and window(total_steps).last < window(total_steps).first:
-        w = window(total_steps)
-        notes.append(f"no update will happen: no multiple of {w.interval} lies in [{w.begin}, {w.end})")
     return notes

@@ -18,6 +18,7 @@ from .execution.auto import faster
 from .execution.choice import EXECUTIONS, Choice, choose
 from .execution.hooks import LoadHook, StepHooks, attached_to, claim, release
 from .execution.interface import Site
+from .execution.modules import is_sparse
 from .execution.optimizers import replace
 from .layers import find
 from .masks import Lazy
@@ -43,9 +44,9 @@ def attach(
 ) -> Sparsifier:
     """Make a model sparse now and keep it sparse while it is trained; the training loop does not change.
 
-    The model stays the plain module it was: same parameters, same state_dict keys, nothing wrapped. Gradients are
-    masked where they arrive, inactive weights are exactly zero after every optimizer step, and the method's topology
-    changes happen after the steps it is due at.
+    Under masked execution the model stays the plain module it was: same parameters, same state_dict keys, nothing
+    wrapped. Gradients are masked where they arrive, inactive weights are exactly zero after every optimizer step, and
+    the method's topology changes happen after the steps it is due at. Under sparse execution there are only live weights.
 
     Args:
         model: any module, also under DistributedDataParallel or torch.compile.
@@ -58,7 +59,7 @@ def attach(
         execution: "masked" (dense storage and compute, zeros in place), "sparse" (Linear and Conv2d keep and compute
             live values alone, on the CPU; the modules are turned in place), or "auto" (the faster of the two for each
             layer, timed at the shapes of ``example_input``).
-        data, loss_fn: for methods that need passes of their own.
+        data, loss_fn: for methods that make passes of their own; the present ones do not.
         example_input: a batch, for ``execution="auto"`` and for methods that need one.
 
     Returns:
@@ -125,6 +126,11 @@ class Sparsifier:
     ):
         self.model, self.method, self.source, self.total_steps = model, method, source, total_steps
         self._optimizers = optimizers
+        running = [plain(name) for name, module in model.named_modules() if is_sparse(module)]
+        if running:
+            raise ValueError(
+                f"{', '.join(running)} of the model run sparse already: call detach() on their sparsifier first"
+            )
         self._layers = find(model, layers)
         for name, layer in self._layers.items():
             if attached_to(layer.parameter):
@@ -225,10 +231,11 @@ class Sparsifier:
     def dense_state_dict(self) -> dict[str, Tensor]:
         """The model's state_dict under plain keys, zeros in place, whatever executes the layers."""
         state = {plain(name): value for name, value in self.model.state_dict().items()}
-        for name, site in self._sites.items():
-            if site.execution == "sparse":
-                state[name] = site.dense_weight()
-                del state[f"{name.removesuffix('weight')}positions"]
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            if is_sparse(module):
+                prefix = plain(f"{name}." if name else "")
+                state[f"{prefix}weight"] = module.dense_weight()  # type: ignore[operator]
+                del state[f"{prefix}positions"]
         return state
 
     @torch.no_grad()
@@ -238,8 +245,12 @@ class Sparsifier:
         for name, site in self._sites.items():
             if name not in parameters:
                 raise ValueError(f"the model has no parameter {name!r}: {nearest(name, list(parameters))}")
-            if parameters[name].shape == site.shape:  # a sparse copy has nothing to be zeroed
-                parameters[name].masked_fill_(~site.mask.to(parameters[name].device), 0)
+            if parameters[name].shape != site.shape:
+                raise ValueError(
+                    f"{name} of the copy is sparse, and its values are those of the positions it had when it was made: "
+                    "average the tensors of dense_state_dict() instead"
+                )
+            parameters[name].masked_fill_(~site.mask.to(parameters[name].device), 0)
 
     # -- state -------------------------------------------------------------------------------------------------
 
@@ -277,7 +288,7 @@ class Sparsifier:
         positions, drawn = saved.unpack_masks(state["masks"], self._shapes)
         sources = saved.unpack_sources(state["sources"], self._shapes)
         for name, site in self._sites.items():
-            site.restore(positions[name], sources[name], state["gradients"].get(name))
+            site.restore(positions[name], sources[name], state["gradients"].get(name), self._optimizers)
         topology = self._topology
         topology.drawn = drawn
         topology.start_count, topology.num_updates, topology.num_moved = (
@@ -288,8 +299,8 @@ class Sparsifier:
     def detach(self) -> nn.Module:
         """Let go of model and optimizers: plain modules and zeros are left, nothing keeps the zeros any more."""
         _ = self._finalizer()
-        for site in self._sites.values():
-            site.release(self._optimizers)
+        for name, site in self._sites.items():
+            self._topology.sites[name] = site.release(self._optimizers)
         return self.model
 
     def _after_load(self, module: nn.Module) -> None:
@@ -297,7 +308,7 @@ class Sparsifier:
         for key, parameter in module._parameters.items():
             before = self._parameters.get((id(module), key))
             if before is not None and parameter is not None and parameter is not before:
-                replace(self._optimizers, before, parameter, lambda state: state)
+                replace(self._optimizers, before, parameter, lambda state, fresh: state)
                 self._parameters[id(module), key] = parameter
         for site in self._sites.values():
             if site.layer.module is module:

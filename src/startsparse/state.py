@@ -95,14 +95,14 @@ def pack_sources(sources: Mapping[str, Tensor | Drawn | None], drawn: Mapping[st
     }
 
 
-def unpack_sources(state: dict[str, Any], shapes: Shapes) -> dict[str, Tensor | None]:
-    """The inverse of ``pack_sources``: flat bool tensors or None."""
-    return {name: _unpack_source(value, shapes[name]) for name, value in state.items()}
+def unpack_sources(state: dict[str, Any], shapes: Shapes) -> dict[str, Tensor | Drawn | None]:
+    """The inverse of ``pack_sources``: flat bool tensors, draws or None."""
+    return {name: _unpack_source(name, value, shapes[name]) for name, value in state.items()}
 
 
-def _unpack_source(value: Any, shape: tuple[int, ...]) -> Tensor | None:
+def _unpack_source(name: str, value: Any, shape: tuple[int, ...]) -> Tensor | Drawn | None:
     if isinstance(value, dict):
-        return torch.from_numpy(Drawn(**value).mask())
+        return _drawn(name, value, shape)
     return None if value is None else unpack(value, shape).reshape(-1)
 
 
@@ -145,4 +145,14 @@ def check(state: dict[str, Any], describe: dict[str, Any], shapes: Shapes) -> di
             f"the state's layers differ: missing {sorted(missing)}, unknown {sorted(unknown)}: attach with the "
             "same layers="
         )
+    for part in ("sources", "gradients"):
+        if set(state[part]) != set(shapes):
+            raise ValueError(
+                f"the state's {part} are of other layers than the model's: {sorted(state[part])}"
+            )
+    for name, gradient in state["gradients"].items():
+        if gradient is not None and tuple(gradient.shape) != tuple(shapes[name]):
+            raise ValueError(
+                f"the state's gradient of {name!r} is {tuple(gradient.shape)}, its weight {shapes[name]}"
+            )
     return counts

@@ -48,7 +48,14 @@ def choose(
         raise ValueError(
             "sparse execution replaces parameters, which DistributedDataParallel holds: use 'masked'"
         )
-    check_elementwise(optimizers)
+    if execution == "sparse" and _several_ranks():
+        raise ValueError("sparse execution does not average gradients over ranks: use execution='masked'")
+    try:
+        check_elementwise(optimizers)
+    except ValueError as error:
+        if execution == "sparse":
+            raise
+        return dict.fromkeys(layers, Choice("masked", str(error)))
     reasons = {name: obstacle(layer, model) for name, layer in layers.items()}
     masked = {name: reason for name, reason in reasons.items() if reason}
     if any(name in masked for name in on_meta):
@@ -61,11 +68,18 @@ def choose(
     return {name: Choice("masked" if reason else "sparse", reason) for name, reason in reasons.items()}
 
 
+def _several_ranks() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
 def obstacle(layer: Layer, model: nn.Module) -> str:
     """Why a layer cannot be executed sparse, or an empty string."""
     module, weight = layer.module, layer.parameter
     if type(module) not in (nn.Linear, nn.Conv2d) or layer.attribute != "weight":
         return f"only nn.Linear and nn.Conv2d run sparse, this is {type(module).__name__}.{layer.attribute}"
+    if "forward" in module.__dict__:
+        return "its forward was replaced"
     if weight.device.type not in ("cpu", "meta") or weight.dtype != torch.float32:
         return f"only float32 on the CPU runs sparse, this is {weight.dtype} on {weight.device}"
     if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):

@@ -100,8 +100,8 @@ class Site(FirstSite):
         """Undo ``hook``."""
 
     @abc.abstractmethod
-    def release(self, optimizers: Iterable[Optimizer]) -> None:
-        """Leave a plain module behind."""
+    def release(self, optimizers: Iterable[Optimizer]) -> Site:
+        """Leave a plain module behind; returns a site that still tells what there is."""
 
     # -- the dense gradient ------------------------------------------------------------------------------------
 
@@ -143,7 +143,13 @@ class Site(FirstSite):
         """
 
     @abc.abstractmethod
-    def restore(self, positions: Tensor, source: Tensor | None, gradient: Tensor | None) -> None:
+    def restore(
+        self,
+        positions: Tensor,
+        source: Tensor | Drawn | None,
+        gradient: Tensor | None,
+        optimizers: Iterable[Optimizer],
+    ) -> None:
         """Take over saved positions, source and dense gradient, and the weight that was loaded before them."""
 
     @abc.abstractmethod

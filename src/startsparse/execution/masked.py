@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..draw import Drawn
 from ..layers import Layer
 from ..methods import Change, DenseView, Method
 from .interface import Site
@@ -81,8 +82,9 @@ class MaskedSite(Site):
             self._handle.remove()
             self._handle = None
 
-    def release(self, optimizers: Iterable[Optimizer]) -> None:
+    def release(self, optimizers: Iterable[Optimizer]) -> MaskedSite:
         self.unhook()
+        return self
 
     @property
     def capturing(self) -> bool:  # type: ignore[override]
@@ -213,8 +215,16 @@ class MaskedSite(Site):
             self.parameter.grad[dropped] = 0
 
     @torch.no_grad()
-    def restore(self, positions: Tensor, source: Tensor | None, gradient: Tensor | None) -> None:
+    def restore(
+        self,
+        positions: Tensor,
+        source: Tensor | Drawn | None,
+        gradient: Tensor | None,
+        optimizers: Iterable[Optimizer],
+    ) -> None:
         device = self.parameter.device
+        if isinstance(source, Drawn):
+            source = torch.from_numpy(source.mask())
         self.source = None if source is None else source.to(device)
         self.place(positions)
         if self._loaded is not None:
@@ -233,7 +243,7 @@ class MaskedSite(Site):
 
     def _rebind(self, parameter: nn.Parameter, optimizers: Iterable[Optimizer]) -> None:
         """Follow the module to another parameter object (``load_state_dict(assign=True)``): hooks and optimizers."""
-        replace(optimizers, self.parameter, parameter, lambda state: state)
+        replace(optimizers, self.parameter, parameter, lambda state, fresh: state)
         wanted = self._capturing
         self.unhook()
         self.parameter = parameter

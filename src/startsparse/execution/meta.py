@@ -131,14 +131,18 @@ def materialise_rest(
             raise ValueError(
                 f"{name or 'the model'} has tensors on the meta device and no reset_parameters() to fill them"
             )
+    made: dict[int, nn.Parameter] = {}
     for module in empty.values():
         layer = owners.get(id(module))
         for key, old in list(module._parameters.items()):
             if not _is_meta(old) or old is None or (layer is not None and key == layer.attribute):
                 continue
+            if id(old) in made:  # shared with another module
+                module._parameters[key] = made[id(old)]
+                continue
             new = nn.Parameter(torch.empty(old.shape, dtype=old.dtype), requires_grad=old.requires_grad)
-            module._parameters[key] = new
-            replace(optimizers, old, new, lambda state: torch.zeros_like(state, device="cpu"))
+            module._parameters[key] = made[id(old)] = new
+            replace(optimizers, old, new, lambda state, fresh: torch.full(state.shape, fresh))
             if layer is not None:
                 new.copy_(uniform(old.numel(), math.prod(layer.shape[1:]), seed, f"{layer.name}.{key}"))
         for key, buffer in list(module._buffers.items()):

@@ -93,8 +93,13 @@ class _Sparse(nn.Module):
                 raise ValueError(
                     f"a dense weight of shape {self.dense_shape} is needed, not {tuple(weight.shape)}"
                 )
-            self.weight.copy_(self.live().take_from(weight.to(self.weight)))
-            self.loaded_dense = weight.detach()
+            values = self.live().take_from(weight.to(self.weight))
+            outside = int(weight.count_nonzero()) - int(values.count_nonzero())
+            if outside and not self.__dict__.get("attached"):
+                raise ValueError(f"{outside} weights are not zero where this layer has no live weight")
+            self.weight.copy_(values)
+            if outside:  # they belong to the masks of the same checkpoint, which may be loaded later
+                self.__dict__["loaded_dense"] = weight.detach().clone()
             return
         if positions.dim() != 1 or positions.shape != weight.shape:
             raise ValueError(f"{tuple(weight.shape)} values for {tuple(positions.shape)} positions")
@@ -189,6 +194,12 @@ def to_dense(module: nn.Module) -> nn.Parameter:
     dense = nn.Parameter(module.dense_weight(), requires_grad=module.weight.requires_grad)
     module.__class__ = _PLAIN[type(module)]
     del module._buffers["pattern"], module.dense_shape
-    module.__dict__.pop("loaded_dense", None)
+    for key in ("loaded_dense", "attached"):
+        _ = module.__dict__.pop(key, None)
     module._parameters["weight"] = dense
     return dense
+
+
+def is_sparse(module: nn.Module) -> bool:
+    """Whether a module keeps live values alone."""
+    return isinstance(module, _Sparse)

@@ -40,16 +40,24 @@ def check_elementwise(optimizers: Iterable[Optimizer]) -> None:
 
 
 def replace(
-    optimizers: Iterable[Optimizer], old: nn.Parameter, new: nn.Parameter, follow: Callable[[Tensor], Tensor]
+    optimizers: Iterable[Optimizer],
+    old: nn.Parameter,
+    new: nn.Parameter,
+    follow: Callable[[Tensor, float], Tensor],
 ) -> None:
-    """Put another parameter in a parameter's place in every group; state of its shape follows by ``follow``."""
+    """Put another parameter in a parameter's place in every group; state of its shape follows.
+
+    ``follow`` is given a state tensor and the value of a fresh weight's state, and returns the new one.
+    """
     for optimizer in optimizers:
+        begins = {key: fresh(optimizer, key, old) for key in optimizer.state.get(old, {})}
         for group in optimizer.param_groups:
             group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
         if old in optimizer.state:
             state = optimizer.state.pop(old)
             optimizer.state[new] = {
-                key: follow(value) if _follows(value, old.shape) else value for key, value in state.items()
+                key: follow(value, begins[key]) if _follows(value, old.shape) else value
+                for key, value in state.items()
             }
 
 
@@ -70,19 +78,21 @@ class Slot:
 def slots(optimizers: Iterable[Optimizer], parameter: nn.Parameter) -> list[Slot]:
     """Every state tensor of a parameter's shape, whatever its key."""
     return [
-        Slot(optimizer.state[parameter], key, fresh(optimizer, key))
+        Slot(optimizer.state[parameter], key, fresh(optimizer, key, parameter))
         for optimizer in optimizers
         for key, value in optimizer.state.get(parameter, {}).items()
         if _follows(value, parameter.shape)
     ]
 
 
-def fresh(optimizer: Optimizer, key: str) -> float:
+def fresh(optimizer: Optimizer, key: str, parameter: nn.Parameter) -> float:
     """What a weight's state begins with: zero, but for the two optimizers of torch that begin elsewhere."""
+    groups = (group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+    group = next(groups, optimizer.param_groups[0])
     if isinstance(optimizer, optim.Rprop) and key == "step_size":
-        return float(optimizer.param_groups[0]["lr"])
+        return float(group["lr"])
     if isinstance(optimizer, optim.Adagrad) and key == "sum":
-        return float(optimizer.param_groups[0]["initial_accumulator_value"])
+        return float(group["initial_accumulator_value"])
     return 0.0
 
 

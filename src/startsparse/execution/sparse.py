@@ -7,6 +7,7 @@ output gradients of the step's micro-batches are kept (or, where the weight is s
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -22,10 +23,12 @@ from ..masks import pack_positions
 from ..methods import Change, Method
 from ..selection import top_k
 from .interface import Site
+from .masked import MaskedSite
 from .modules import _Sparse, to_dense, to_sparse
 from .optimizers import replace, slots
 
 _BITMAP = 1 << 28  # positions whose membership is kept as bits: 32 MiB
+_PART = 1 << 22  # positions looked at in one piece
 
 
 class SparseView:
@@ -65,13 +68,14 @@ class SparseView:
         return self.capacity - self.num_active + len(returning)
 
     def grow_by_gradient(self, count: int, returning: Tensor) -> Tensor:
+        if count == 0:
+            return torch.empty(0, dtype=torch.int64)
         kept = self._kept(returning)
+        if not self._site.has_gradient():  # as with a gradient of zeros: the lowest positions
+            return torch.from_numpy(_lowest(self._allowed(kept), count, math.prod(self.shape)))
         best = self._highest_gradients(count, kept, guess=True)
         if best.num_seen < count:  # the guessed bar was too high
             best = self._highest_gradients(count, kept, guess=False)
-        if best.num_seen < count:  # no gradient arrived: as with a gradient of zeros, the lowest positions
-            lowest = np.setdiff1d(np.arange(min(math.prod(self.shape), 4 * count + len(kept) + 1)), kept)
-            return torch.from_numpy(lowest[self._allowed(kept)(lowest)][:count])
         return best.positions()
 
     def _highest_gradients(self, count: int, kept: np.ndarray, guess: bool) -> _Best:
@@ -108,10 +112,23 @@ class SparseView:
         return lambda positions: ~is_kept(positions) & inside(positions)
 
 
+def _lowest(allowed: Callable[[np.ndarray], np.ndarray], count: int, size: int) -> np.ndarray:
+    """The ``count`` lowest positions that are allowed."""
+    found: list[np.ndarray] = []
+    for start in range(0, size, _PART):
+        part = np.arange(start, min(start + _PART, size))
+        found.append(part[allowed(part)])
+        if sum(map(len, found)) >= count:
+            break
+    return np.concatenate(found)[:count]
+
+
 def _lookup(positions: np.ndarray, size: int) -> Callable[[np.ndarray], np.ndarray]:
     """Membership in sorted positions: by one bit a position where that is little memory, else by bisection."""
     if size <= _BITMAP:
-        bits = pack_positions(torch.from_numpy(positions), 0, size)
+        sorted_positions = torch.from_numpy(positions)
+        starts = range(0, size, _PART)
+        bits = np.concatenate([pack_positions(sorted_positions, s, min(s + _PART, size)) for s in starts])
         return lambda at: (bits[at >> 3] << (at & 7).astype(np.uint8)) & 128 != 0
 
     def bisect(at: np.ndarray) -> np.ndarray:
@@ -185,16 +202,21 @@ class SparseSite(Site):
         optimizers: Iterable[Optimizer],
     ):
         super().__init__(layer, source)
+        self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]  # they hold the sparsifier
         old = layer.parameter
         self.parameter: nn.Parameter = to_sparse(layer.module, layer.shape, positions, values)
         where = self.module.live().value_positions()
-        replace(optimizers, old, self.parameter, lambda state: state.reshape(-1)[where].clone())
+        replace(optimizers, old, self.parameter, lambda state, fresh: _gathered(state, where, fresh))
+        self.module.__dict__["attached"] = True
         self.weight_before_step: Tensor | None = None
         self._dense: Tensor | None = None
         self._batches: list[tuple[Tensor, Tensor]] = []
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._pass = -1  # the backward pass that the pending ones are of
+        self._begins = True
         self._pattern = self.module.pattern
-        self._pass = -1  # the backward pass seen last
-        self._watch = None
+        self._states: list[Tensor] = []  # optimizer state known to follow this pattern
+        self._watches: list = []
         self._capturing = False
 
     @property
@@ -234,18 +256,21 @@ class SparseSite(Site):
     def remask(self) -> None:
         """Nothing to do: there are no inactive weights."""
 
-    def release(self, optimizers: Iterable[Optimizer]) -> None:
+    def release(self, optimizers: Iterable[Optimizer]) -> MaskedSite:
         self.unhook()
-        where = self.module.live().value_positions()
-        old = self.parameter
-        self.parameter = to_dense(self.module)
+        positions, where, old = self.positions(), self.module.live().value_positions(), self.parameter
+        dense = to_dense(self.module)
 
-        def dense(state: Tensor) -> Tensor:
-            whole = state.new_zeros(math.prod(self.shape))
+        def spread(state: Tensor, fresh: float) -> Tensor:
+            whole = state.new_full((math.prod(self.shape),), fresh)
             whole[where] = state
             return whole.view(self.shape)
 
-        replace(optimizers, old, self.parameter, dense)
+        replace(optimizers, old, dense, spread)
+        source = self.source.mask() if isinstance(self.source, Drawn) else self.source
+        site = MaskedSite(self.layer, torch.from_numpy(source) if isinstance(source, np.ndarray) else source)
+        site.place(positions)
+        return site
 
     # -- the dense gradient ------------------------------------------------------------------------------------
 
@@ -256,29 +281,43 @@ class SparseSite(Site):
     @capturing.setter
     def capturing(self, wanted: bool) -> None:
         self._capturing = wanted
-        if self._watch is not None:
-            self._watch.remove()
-            self._watch = None
-        if wanted:
-            self._watch = watch(self.module.pattern, self._on_backward)
+        for handle in self._watches:
+            handle.remove()
+        self._watches = []
+        if wanted and self.parameter.requires_grad:
+            accumulated = self.parameter.register_post_accumulate_grad_hook(self._on_accumulated)
+            self._watches = [watch(self.module.pattern, self._on_backward), accumulated]
 
     @torch.no_grad()
     def _on_backward(self, x: Tensor, dy: Tensor) -> None:
+        """A use of the layer in a backward pass; whether it counts is known once a gradient is accumulated.
+
+        The input is copied: it may be a buffer that is filled anew before the update.
+        """
+        pass_ = torch._C._current_graph_task_id()
+        if pass_ != self._pass:
+            gradient = self.parameter.grad
+            self._pass, self._pending = pass_, []
+            self._begins = gradient is None or not bool(gradient.any())
+        self._pending.append((x.detach().clone(), dy.detach()))
+
+    @torch.no_grad()
+    def _on_accumulated(self, parameter: Tensor) -> None:
         """Keep a micro-batch's inputs and output gradients, or their product where that is less."""
-        gradient, pass_ = self.parameter.grad, torch._C._current_graph_task_id()
-        anew = pass_ != self._pass and (gradient is None or not bool(gradient.any()))
-        if anew and self.weight_before_step is not None and (self._batches or self._dense is not None):
-            return  # a closure is called again: its first gradient is that of the remembered weight
-        if anew:
-            self._batches, self._dense = [], None  # of a step that was skipped
-        self._pass = pass_
-        if x.numel() + dy.numel() < math.prod(self.shape):
-            self._batches.append((x.detach(), dy.detach()))
-            return
-        if self._dense is None:
-            self._dense = torch.zeros(self.shape[0], math.prod(self.shape[1:]))
-        for row, block in dense_gradient(x, dy, **self._convolution()):
-            self._dense[row : row + len(block)] += block
+        pending, self._pending = self._pending, []
+        if self._begins:
+            if self.weight_before_step is not None and self.has_gradient():
+                return  # a closure is called again: its first gradient is that of the remembered weight
+            self._batches, self._dense = [], None  # what is there is of a step that was skipped
+            self._begins = False
+        self._batches += pending
+        if sum(x.numel() + dy.numel() for x, dy in self._batches) >= math.prod(self.shape):
+            if self._dense is None:
+                self._dense = torch.zeros(self.shape[0], math.prod(self.shape[1:]))
+            for x, dy in self._batches:
+                for row, block in dense_gradient(x, dy, **self._convolution()):
+                    self._dense[row : row + len(block)] += block
+            self._batches = []
 
     def gradient_blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Blocks of rows of the step's dense gradient, with the position each begins at."""
@@ -291,9 +330,9 @@ class SparseSite(Site):
                     total = total + block
                 if self._dense is not None:
                     total = total + self._dense[row : row + len(total)]
-                yield row * cols, _averaged(total)
+                yield row * cols, total
         elif self._dense is not None:
-            yield 0, _averaged(self._dense)
+            yield 0, self._dense.clone()
 
     def _convolution(self) -> dict:
         if len(self.shape) == 2:
@@ -303,7 +342,7 @@ class SparseSite(Site):
         return {name: getattr(m, name) for name in names}
 
     def average_gradient(self) -> None:
-        """Done block by block, where the blocks are made."""
+        """Nothing to do: several ranks are refused."""
 
     def gradient_is_finite(self) -> bool:
         kept = [tensor for pair in self._batches for tensor in pair]
@@ -323,6 +362,7 @@ class SparseSite(Site):
     def forget_gradient(self) -> None:
         self._batches, self._dense, self.weight_before_step = [], None, None
         self.module.__dict__.pop("loaded_dense", None)
+        self._states = self._known_states()
 
     # -- changes -----------------------------------------------------------------------------------------------
 
@@ -359,33 +399,54 @@ class SparseSite(Site):
         return found
 
     @torch.no_grad()
-    def restore(self, positions: Tensor, source: Tensor | Drawn | None, gradient: Tensor | None) -> None:
+    def restore(
+        self,
+        positions: Tensor,
+        source: Tensor | Drawn | None,
+        gradient: Tensor | None,
+        optimizers: Iterable[Optimizer],
+    ) -> None:
+        keep_draw = isinstance(source, Drawn) and isinstance(self.source, Drawn)
+        if isinstance(source, Drawn) and not keep_draw:
+            source = torch.from_numpy(source.mask())
         self.source = source
         loaded = self.module.__dict__.get("loaded_dense")
         old = self.module.live()
         if loaded is not None or not torch.equal(old.positions(), positions):
             new = Pattern.build(positions, old.rows, old.cols, old.groups, math.prod(self.shape[2:]))
             weight = old.move(new, [self.parameter.detach()])[0] if loaded is None else new.take_from(loaded)
+            self._move_states(optimizers, old, new)
             self.module.put(new, weight.to(self.parameter.dtype))
+        self._pattern = self.module.pattern
         self.forget_gradient()
         self._dense = None if gradient is None else gradient.reshape(self.shape[0], -1).clone()
-        self._pattern = self.module.pattern
         self.capturing = self._capturing
 
     def after_load(self, optimizers: Iterable[Optimizer]) -> bool:
         moved = self._pattern is not self.module.pattern
+        if moved:
+            self._move_states(optimizers, Pattern.of(self._pattern), self.module.live())
         self._pattern = self.module.pattern
         self.capturing = self._capturing  # of the pattern that is there now
         return moved
 
+    def _known_states(self) -> list[Tensor]:
+        alive = [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
+        return [slot.tensor for slot in slots(alive, self.parameter)]
 
-def _averaged(gradient: Tensor) -> Tensor:
-    """The mean over the ranks, where there are several."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return gradient
-    gradient = gradient.clone()
-    torch.distributed.all_reduce(gradient)
-    return gradient / torch.distributed.get_world_size()
+    def _move_states(self, optimizers: Iterable[Optimizer], old: Pattern, new: Pattern) -> None:
+        """Let optimizer state follow to another pattern, but not what was loaded since: that belongs there already."""
+        for optimizer in optimizers:
+            state = optimizer.state.get(self.parameter, {})
+            for key, value in state.items():
+                if any(value is known for known in self._states):
+                    state[key] = old.move(new, [value])[0]
+        self._states = []
+
+
+def _gathered(state: Tensor, where: Tensor, fresh: float) -> Tensor:
+    """State of a dense weight at the live positions; that of a weight on the meta device begins now."""
+    return torch.full(where.shape, fresh) if state.is_meta else state.reshape(-1)[where].clone()
 
 
 def _membership(source: Tensor | Drawn | None) -> Callable[[np.ndarray], np.ndarray] | None:
