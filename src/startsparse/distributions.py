@@ -50,6 +50,16 @@ def names() -> list[str]:
     return sorted(_RULES)
 
 
+def summary(name: str) -> str:
+    """What a rule does, in a line.
+
+    Example:
+        >>> summary("uniform")
+        'Every layer at the same density'
+    """
+    return (_RULES[name].__doc__ or "").split("\n")[0].rstrip(".")
+
+
 def _rule(name: str):
     def register(rule: Rule) -> Rule:
         _RULES[name] = rule

@@ -53,7 +53,7 @@ def _sources() -> Rows:
 
 
 def _distributions() -> Rows:
-    return dict.fromkeys(distributions.names(), "")
+    return {name: distributions.summary(name) for name in distributions.names()}
 
 
 def _models() -> Rows:

@@ -94,6 +94,7 @@ def plan_of(recipe: Recipe) -> Any:
         method,
         source=source,
         layers=recipe.layers,
+        execution=recipe.train.execution,
         optimizer=optimizer_of(recipe, model),
         example_input=torch.zeros(min(chosen.batch_size, entry.examples), *entry.shape),
         total_steps=total_steps(
