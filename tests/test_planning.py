@@ -293,13 +293,10 @@ def test_layers_that_the_forward_pass_does_not_see_are_named():
     ]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=UserWarning, reason="the plan also warns aloud, with a stack level meant for attach()"
-)
 def test_a_method_that_never_updates_is_named():
     model = nn.Linear(50, 40)
     assert noted(model, ss.SET(0.1, update_interval=100), total_steps=50) == [
-        "no update will happen: no multiple of 100 lies in [1, 38)"
+        "set will never update: no multiple of update_interval=100 lies in [1, 38)"
     ]
 
 

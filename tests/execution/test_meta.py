@@ -176,7 +176,6 @@ def test_a_run_on_meta_is_resumed():
         assert torch.equal(value, resumed.model.state_dict()[name])
 
 
-@pytest.mark.xfail(strict=True, reason="load_state_dict() makes every draw of a source a dense bool tensor")
 def test_the_source_of_a_resumed_run_is_still_a_draw():
     """Or a layer that could never be held dense has a dense source after its first checkpoint."""
     from startsparse.draw import Drawn
@@ -217,15 +216,7 @@ def test_frozen_parameters_stay_frozen():
     assert not torch.equal(before["3.weight"], after["3.weight"])
 
 
-MADE_AT_ONCE = pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="state made with the optimizer stays on meta"
-)
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [pytest.param(name, marks=[MADE_AT_ONCE] if name == "adagrad" else []) for name in OPTIMIZERS],
-)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_takes_over_the_new_parameters(optimizer):
     run = Run(on_meta(perceptron), method("rigl", 0.25, update_interval=2), OPTIMIZERS[optimizer], steps=20)
     before = {name: value.clone() for name, value in run.sparse.dense_state_dict().items()}
@@ -323,7 +314,6 @@ def test_an_excluded_layer_on_meta_is_made_by_its_own_reset():
     run.step(batch(0, 4, 12))
 
 
-@pytest.mark.xfail(strict=True, reason="each of its owners gets a parameter of its own")
 def test_a_parameter_that_two_modules_share_stays_shared():
     def build():
         model = perceptron().append(nn.Linear(10, 10))

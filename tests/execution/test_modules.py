@@ -330,9 +330,6 @@ def test_a_state_that_was_overtaken_does_not_come_back():
     assert same(run.model.state_dict(), other.model.state_dict())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="restore() moves the weights, their optimizer state stays where it was"
-)
 def test_a_sparsifier_state_alone_moves_the_optimizer_state_with_the_weights():
     """As under masked execution, where state is addressed by position."""
     masked, sparse = pair(perceptron, method("rigl", 0.3), OPTIMIZERS["adamw"], steps=30)
@@ -397,7 +394,6 @@ def test_detach_in_the_middle_of_a_step():
     assert type(run.model[0]) is nn.Linear
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="sites ask their module, which is plain again")
 def test_what_a_detached_sparsifier_still_says():
     for run in pair(perceptron, method("rigl", 0.3)):
         masks = {name: mask.clone() for name, mask in run.sparse.masks.items()}
@@ -421,16 +417,14 @@ def test_a_sparsifier_nobody_holds_any_more_keeps_nothing_alive():
     assert [ref() for ref in watched] == [None] * 3
 
 
-@pytest.mark.xfail(
-    strict=True, reason="values are averaged in their order, whatever positions they belong to"
-)
 def test_an_average_of_the_weights():
-    """A model that averages values must have the same positions: after a change it has not."""
-    run = trained(steps=5)
-    average = torch.optim.swa_utils.AveragedModel(run.model)
+    """Values have no positions of their own: what is averaged is the dense state."""
+    run, dense = trained(steps=5), seeded(perceptron)
+    average = torch.optim.swa_utils.AveragedModel(dense)
     for step in range(5, 14):
         run.step(batch(step, 6, 12))
-        average.update_parameters(run.model)
+        dense.load_state_dict(run.sparse.dense_state_dict())
+        average.update_parameters(dense)
     masked, _ = pair(perceptron, method("rigl", 0.3), OPTIMIZERS["adamw"], steps=30)
     for step in range(5):
         masked.step(batch(step, 6, 12))
@@ -440,6 +434,22 @@ def test_an_average_of_the_weights():
         wanted.update_parameters(masked.model)
     x = batch(0, 6, 12)
     torch.testing.assert_close(average(x), wanted(x), rtol=1e-3, atol=1e-3)
+    run.sparse.apply_to(average)
+    masked.sparse.apply_to(wanted)
+    torch.testing.assert_close(average(x), wanted(x), rtol=1e-3, atol=1e-3)
+    for name, mask in run.sparse.masks.items():
+        assert not bool(average.module.get_parameter(name)[~mask].any())
+
+
+def test_a_sparse_copy_is_refused_where_an_average_is_masked():
+    """Its values belong to the positions of the day it was made, which nobody knows any more."""
+    run = trained(steps=5)
+    average = torch.optim.swa_utils.AveragedModel(run.model)
+    before = {name: value.clone() for name, value in average.state_dict().items()}
+    for given in (average, copy.deepcopy(run.model)):
+        with pytest.raises(ValueError, match=r"0\.weight of the copy is sparse.*dense_state_dict\(\)"):
+            run.sparse.apply_to(given)
+    assert same(before, average.state_dict())
 
 
 # -- attaching once more, without a method -------------------------------------------------------------------------
@@ -482,9 +492,6 @@ class Twice(nn.Module):
         return self.again(torch.tanh(self.first(x)))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only the first name is made dense: values and positions stay under the other"
-)
 def test_the_dense_state_of_a_module_under_two_names():
     run, plain = Run(Twice(), method("static", 0.3)), Twice()
     assert run.sparse.dense_state_dict().keys() == plain.state_dict().keys()
@@ -515,7 +522,6 @@ def test_a_dense_state_that_was_loaded_is_not_kept():
     assert not any("loaded_dense" in vars(module) for module in model.modules())
 
 
-@pytest.mark.xfail(strict=True, reason="weights off the positions are dropped without a word")
 def test_a_dense_state_with_other_zeros_is_not_silently_cut():
     model = finished()
     with pytest.raises(RuntimeError, match=r"0\.weight"):

@@ -50,7 +50,6 @@ def test_what_moves_begins_afresh_and_what_stays_keeps_its_state(name, execution
 
 
 @pytest.mark.parametrize("execution", ["masked", "sparse"])
-@pytest.mark.xfail(strict=True, reason="the learning rate of the first group is taken for all of them")
 def test_rprop_begins_afresh_at_the_rate_of_its_own_group(execution):
     def build(parameters):
         first, *rest = parameters
@@ -140,7 +139,14 @@ def test_a_parameter_is_replaced_in_every_optimizer_that_has_it():
     )
     old.grad = torch.ones(2, 3)
     first.step(), second.step()
-    rules.replace([first, second], old, new, lambda state: state.reshape(-1)[:4])
+    rates = []
+
+    def follow(state, fresh):
+        rates.append(fresh)
+        return state.reshape(-1)[:4]
+
+    rules.replace([first, second], old, new, follow)
+    assert rates == [0.0] * 3, "momentum_buffer, exp_avg, exp_avg_sq"
     assert first.param_groups[0]["params"][0] is new and second.param_groups[0]["params"][0] is new
     assert first.state[new]["momentum_buffer"].shape == second.state[new]["exp_avg"].shape == (4,)
     assert second.state[new]["step"].shape == ()
