@@ -179,7 +179,6 @@ def test_an_empty_layer_is_said_aloud(method):
     assert sparse.target_count == 4 and len(caught) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="one stack level too few: it points into attach()")
 def test_the_warning_of_an_empty_layer_points_at_the_caller():
     model = net()
     with pytest.warns(UserWarning, match="no live weight left") as caught:
@@ -455,10 +454,7 @@ def _another_gradient(state):
 @pytest.mark.parametrize(
     "damage",
     [
-        pytest.param(
-            _no_source,
-            marks=pytest.mark.xfail(strict=True, reason="named are the layers it has, not the one it lacks"),
-        ),
+        _no_source,
         _unknown_field,
         _another_size,
         _another_gradient,

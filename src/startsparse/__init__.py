@@ -6,6 +6,7 @@ from . import sources as sources
 from .artifact import load as load
 from .artifact import save as save
 from .distributions import Scaled as Scaled
+from .execution.convert import densify_execution as densify_execution
 from .execution.convert import sparsify_execution as sparsify_execution
 from .methods import GMP as GMP
 from .methods import SET as SET

@@ -20,7 +20,7 @@ from .execution.hooks import LoadHook, StepHooks, attached_to, claim, release
 from .execution.interface import Site
 from .execution.modules import is_sparse
 from .execution.optimizers import replace
-from .layers import find
+from .layers import find, left_dense
 from .masks import Lazy
 from .methods import Method
 from .names import nearest, plain
@@ -126,11 +126,16 @@ class Sparsifier:
     ):
         self.model, self.method, self.source, self.total_steps = model, method, source, total_steps
         self._optimizers = optimizers
-        running = [plain(name) for name, module in model.named_modules() if is_sparse(module)]
-        if running:
-            raise ValueError(
-                f"{', '.join(running)} of the model run sparse already: call detach() on their sparsifier first"
-            )
+        for name, module in model.named_modules():
+            weight = plain(f"{name}.weight" if name else "weight")
+            if is_sparse(module) and attached_to(module.weight):  # type: ignore[arg-type]
+                raise ValueError(
+                    f"{weight} is attached to a sparsifier already: call detach() on that one first"
+                )
+            if is_sparse(module):
+                raise ValueError(
+                    f"{weight} runs sparse already: turn the model back with ss.densify_execution(model) first"
+                )
         self._layers = find(model, layers)
         for name, layer in self._layers.items():
             if attached_to(layer.parameter):
@@ -138,6 +143,13 @@ class Sparsifier:
                     f"{name} is attached to a sparsifier already: call detach() on that one first"
                 )
         _check_optimizers(self._layers, optimizers)
+        computed = [name for name in left_dense(model, self._layers) if "parametrizations." in name]
+        if computed and layers is None:
+            warnings.warn(
+                f"{', '.join(computed)} stay dense: the weights of these layers are computed from them; remove the "
+                "parametrization, or leave it at that with layers=",
+                stacklevel=3,
+            )
         choices = choose(execution, model, self._layers, optimizers)
         self._topology = Topology(self._layers, method, source, total_steps, optimizers)
         if execution == "auto":
@@ -146,7 +158,7 @@ class Sparsifier:
             }
             choices |= faster(model, able, self._topology.first_counts(), example_input)
         self.execution: dict[str, Choice] = choices
-        self._topology.warn_of_empty_layers(self._topology.first_counts(), stacklevel=4)
+        self._topology.warn_of_empty_layers(self._topology.first_counts(), stacklevel=3)
         self._connect()
 
     def _connect(self) -> None:

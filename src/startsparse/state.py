@@ -138,17 +138,17 @@ def check(state: dict[str, Any], describe: dict[str, Any], shapes: Shapes) -> di
                     f"the state's {part}.{key} is {theirs.get(key)!r}, the sparsifier's is {ours.get(key)!r}: attach "
                     "with the same method and source as the run that was saved"
                 )
-    layers = state["masks"].get("layers", {})
-    missing, unknown = shapes.keys() - layers.keys(), layers.keys() - shapes.keys()
-    if missing or unknown:
-        raise ValueError(
-            f"the state's layers differ: missing {sorted(missing)}, unknown {sorted(unknown)}: attach with the "
-            "same layers="
-        )
-    for part in ("sources", "gradients"):
-        if set(state[part]) != set(shapes):
+    held = {
+        "masks": state["masks"].get("layers", {}),
+        "sources": state["sources"],
+        "gradients": state["gradients"],
+    }
+    for part, layers in held.items():
+        missing, unknown = shapes.keys() - layers.keys(), layers.keys() - shapes.keys()
+        if missing or unknown:
             raise ValueError(
-                f"the state's {part} are of other layers than the model's: {sorted(state[part])}"
+                f"the state's layers differ: missing {sorted(missing)}, unknown {sorted(unknown)} in its {part}: attach "
+                "with the same layers="
             )
     for name, gradient in state["gradients"].items():
         if gradient is not None and tuple(gradient.shape) != tuple(shapes[name]):

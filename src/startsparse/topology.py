@@ -51,6 +51,11 @@ class Topology:
         optimizers: Sequence[Optimizer],
     ):
         self.method, self.total_steps = method, total_steps
+        self.num_weights = sum(math.prod(layer.shape) for layer in layers.values())
+        if round(method.density * self.num_weights) == 0:
+            raise ValueError(
+                f"density {method.density:g} of {self.num_weights} weights is not one weight: raise the density"
+            )
         self._optimizers = optimizers
         supports = source.supports(layers)
         self.source_drawn = {n: s.positions for n, s in supports.items() if isinstance(s.positions, Drawn)}
@@ -62,11 +67,20 @@ class Topology:
         self.repairs = {
             n: r for n in supports for r in (supports[n].repair, starts[n].repair) if r is not None
         }
+        for name, repair in self.repairs.items():
+            if repair.added != repair.removed and "keep_budget" in (
+                getattr(method, "flow", ""),
+                getattr(source, "flow", ""),
+            ):
+                warnings.warn(
+                    f"{name}: the repair of dead units added {repair.added} weights and could give back only "
+                    f"{repair.removed}, so flow='keep_budget' does not keep its budget here",
+                    stacklevel=4,
+                )
         self.drawn: dict[str, Drawn] = {}
         for name, start in starts.items():
             self._place(name, start.mask)
         self.start_count = self.num_active
-        self.num_weights = sum(math.prod(layer.shape) for layer in layers.values())
         self.num_updates = self.num_moved = 0
         self._empty: set[str] = set()
         self._parents: dict[str, tuple[nn.Module, str]] = {}

@@ -322,7 +322,6 @@ def test_inputs_that_are_not_contiguous():
     torch.testing.assert_close(conv.model(y.to(memory_format=torch.channels_last)), conv.model(y))
 
 
-@pytest.mark.xfail(strict=True, reason="'no layer is left to be sparse': vectors of values are no candidates")
 @pytest.mark.parametrize("execution", ["masked", "sparse", "auto"])
 def test_a_model_that_runs_sparse_already_is_named(execution):
     model = perceptron()

@@ -327,7 +327,6 @@ def test_complex_weights_keep_their_zeros():
     assert sparse.target_count == 6
 
 
-@pytest.mark.xfail(strict=True, reason="parametrised and weight-normed layers are left dense without a word")
 def test_a_parametrised_layer_is_not_silently_dense():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
     with pytest.warns(UserWarning, match=r"0\.parametrizations\.weight"):

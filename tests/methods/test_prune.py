@@ -307,7 +307,6 @@ def test_a_distribution_that_can_never_be_met_is_refused_at_attachment(name):
         ss.attach(model, sgd(model), method, total_steps=1000)
 
 
-@pytest.mark.xfail(strict=True, reason="a budget of no weight at all is only said aloud when it is reached")
 def test_a_density_below_one_weight_is_refused_at_attachment():
     model = two_layers()
     with pytest.raises(ValueError, match="density"):

@@ -107,9 +107,6 @@ def test_flow_repair_is_counted_and_reported(flow, draw):
     assert "2.weight" not in sparse.drawn and "flow repair of 2.weight" in str(sparse.report())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="keep_budget exceeds its budget silently when units outnumber the weights"
-)
 def test_a_budget_that_a_repair_cannot_keep_is_said_aloud():
     model = nn.Linear(8, 10)
     with pytest.warns(UserWarning, match="keep_budget"):

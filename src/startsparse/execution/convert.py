@@ -10,7 +10,8 @@ from torch import nn
 from ..layers import find
 from .auto import faster
 from .choice import Choice, choose
-from .modules import to_sparse
+from .hooks import attached_to
+from .modules import is_sparse, to_dense, to_sparse
 
 
 def sparsify_execution(
@@ -50,3 +51,26 @@ def sparsify_execution(
             values = layer.parameter.detach().reshape(-1)[live[name]]
             _ = to_sparse(layer.module, layer.shape, live[name], values)
     return choices
+
+
+def densify_execution(model: nn.Module) -> None:
+    """The inverse of ``sparsify_execution``: plain modules with zeros in place (attached ones are left to ``detach``).
+
+    Raises:
+        ValueError: a layer is attached to a sparsifier.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(64, 64))
+        >>> _ = model[0].weight.data.mul_(torch.rand(64, 64) < 0.05)
+        >>> _ = sparsify_execution(model)
+        >>> densify_execution(model)
+        >>> type(model[0]).__name__, tuple(model[0].weight.shape)
+        ('Linear', (64, 64))
+    """
+    turned = {name: module for name, module in model.named_modules() if is_sparse(module)}
+    for name, module in turned.items():
+        if attached_to(module.weight):  # type: ignore[arg-type]
+            raise ValueError(f"{name}.weight is attached to a sparsifier: call its detach()")
+    for module in turned.values():
+        _ = to_dense(module)
