@@ -106,6 +106,7 @@ def test_a_plan_is_what_happens_under_every_distribution(name, distribution):
     assert plan.num_final == round(0.2 * plan.num_weights)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not keep its budget")
 @pytest.mark.parametrize("name", ["static", "set", "rigl"])
 @pytest.mark.parametrize("flow", ["none", "add", "keep_budget"])
 @pytest.mark.parametrize("draw", ["exact", "bernoulli"])
