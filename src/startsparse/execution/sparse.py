@@ -220,17 +220,19 @@ class SparseSite(Site):
         grown = order[torch.searchsorted(positions, change.grown)]
         downhill = self._at(change.grown) if method.grown_value == "gradient_sign" else None
         values = self.grown_values(method, step, len(change.grown), self.parameter.detach(), downhill)
+        self._states = []  # they are let go of here, and noted again after the step
         held = slots(optimizers, self.parameter)
         gradient = [] if self.parameter.grad is None else [self.parameter.grad]
         before = [slot.tensor for slot in held]
         weight, *moved = old.move(new, [self.parameter.detach(), *before, *gradient])
         if values is not None:
             weight[grown] = values
-        for slot, was, now in zip(held, before, moved, strict=False):
+        for slot in held:
+            was, now = before.pop(0), moved.pop(0)
             now[grown] = was.mean() if method.grown_state == "mean" and was.numel() else slot.fresh
             slot.holder[slot.key] = now
         self.module.put(new, weight)
-        self.parameter.grad = moved[-1] if gradient else None
+        self.parameter.grad = moved[0] if gradient else None
         self._pattern = self.module.pattern
         self.capturing = self._capturing
 
