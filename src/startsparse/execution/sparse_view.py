@@ -59,15 +59,22 @@ class SparseView:
         return self.capacity - self.num_active + len(returning)
 
     def grow_by_gradient(self, count: int, returning: Tensor) -> Tensor:
+        return self._highest(count, returning)[0]
+
+    def candidates(self, count: int, returning: Tensor) -> tuple[Tensor, Tensor]:
+        return self._highest(min(count, self.num_growable(returning)), returning)
+
+    def _highest(self, count: int, returning: Tensor) -> tuple[Tensor, Tensor]:
         if count == 0:
-            return torch.empty(0, dtype=torch.int64)
+            return torch.empty(0, dtype=torch.int64), torch.empty(0)
         kept = self._kept(returning)
         if not self._site.has_gradient():  # as with a gradient of zeros: the lowest positions
-            return torch.from_numpy(_lowest(self._allowed(kept), count, math.prod(self.shape)))
+            lowest = torch.from_numpy(_lowest(self._allowed(kept), count, math.prod(self.shape)))
+            return lowest, torch.zeros(len(lowest))
         best = self._highest_gradients(count, kept, guess=True)
         if best.num_seen < count:  # the guessed bar was too high
             best = self._highest_gradients(count, kept, guess=False)
-        return best.positions()
+        return best.result()
 
     def _highest_gradients(self, count: int, kept: np.ndarray, guess: bool) -> _Best:
         """The highest ones above a bar that few more than ``count`` should pass, or above none."""
@@ -159,10 +166,10 @@ class _Best:
         if sum(map(len, self._scores)) > 2 * self._count:
             self._reduce()
 
-    def positions(self) -> Tensor:
-        """The highest ones, rising."""
+    def result(self) -> tuple[Tensor, Tensor]:
+        """The highest ones in rising position, and their scores."""
         self._reduce()
-        return self._positions[0]
+        return self._positions[0], self._scores[0]
 
     def _reduce(self) -> None:
         positions, scores = torch.cat(self._positions), torch.cat(self._scores)

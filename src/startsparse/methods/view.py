@@ -65,6 +65,10 @@ class LayerView(Protocol):
         """The ``count`` growable positions of highest abs(dense gradient); ties to the lower index."""
         ...
 
+    def candidates(self, count: int, returning: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``grow_by_gradient`` would grow, and its scores in float32 or better; all, where fewer can grow."""
+        ...
+
     def grow_at_random(self, count: int, returning: Tensor, seed: int, step: int) -> Tensor:
         """``count`` growable positions drawn uniformly: a pure function of (seed, step, layer name)."""
         ...
@@ -115,10 +119,19 @@ class DenseView:
         return self.capacity - self.num_active + len(returning)
 
     def grow_by_gradient(self, count: int, returning: Tensor) -> Tensor:
+        return self._highest(count, returning)[0]
+
+    def candidates(self, count: int, returning: Tensor) -> tuple[Tensor, Tensor]:
+        return self._highest(min(count, self.num_growable(returning)), returning)
+
+    def _highest(self, count: int, returning: Tensor) -> tuple[Tensor, Tensor]:
+        growable = self._growable(returning)
         if self.gradient is None:
-            return self._growable(returning).nonzero().squeeze(1)[:count]
-        score = gradient_score(self.gradient).reshape(-1).masked_fill(~self._growable(returning), -torch.inf)
-        return top_k(score, count, what=self.name).nonzero().squeeze(1)
+            positions = growable.nonzero().squeeze(1)[:count]
+            return positions, torch.zeros(len(positions), device=positions.device)
+        score = gradient_score(self.gradient).reshape(-1).masked_fill(~growable, -torch.inf)
+        positions = top_k(score, count, what=self.name).nonzero().squeeze(1)
+        return positions, score[positions]
 
     def grow_at_random(self, count: int, returning: Tensor, seed: int, step: int) -> Tensor:
         order = Permutation(self.weight.numel(), f"grow:{step}", seed, self.name)
