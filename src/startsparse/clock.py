@@ -74,6 +74,7 @@ class Clock:
             return
         if topology.due(self.step) and self._decided < self.step:
             topology.update(self.step)
+        topology.keep_gradients(self.step)
         self.step += 1
         topology.forget_gradients()
         topology.capture(self.step)

@@ -287,6 +287,7 @@ class Sparsifier:
                 {n: s.source for n, s in self._sites.items()}, topology.source_drawn
             ),
             "gradients": {n: s.gradient_state() for n, s in self._sites.items()},
+            "memory": {n: dict(s.memory) for n, s in self._sites.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -301,6 +302,7 @@ class Sparsifier:
         sources = saved.unpack_sources(state["sources"], self._shapes)
         for name, site in self._sites.items():
             site.restore(positions[name], sources[name], state["gradients"].get(name), self._optimizers)
+            site.memory = {key: value.clone() for key, value in state["memory"][name].items()}
         topology = self._topology
         topology.drawn = drawn
         topology.start_count, topology.num_updates, topology.num_moved = (

@@ -17,7 +17,7 @@ from .masks import fingerprint_positions, pack, unpack
 
 FORMAT = 1
 COUNTS = ("step", "start_count", "num_updates", "num_moved")
-PARTS = ("describe", "masks", "sources", "gradients", *COUNTS)
+PARTS = ("describe", "masks", "sources", "gradients", "memory", *COUNTS)
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -142,6 +142,7 @@ def check(state: dict[str, Any], describe: dict[str, Any], shapes: Shapes) -> di
         "masks": state["masks"].get("layers", {}),
         "sources": state["sources"],
         "gradients": state["gradients"],
+        "memory": state["memory"],
     }
     for part, layers in held.items():
         missing, unknown = shapes.keys() - layers.keys(), layers.keys() - shapes.keys()

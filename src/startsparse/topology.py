@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .draw import Drawn
-from .execution.interface import FirstSite
+from .execution.interface import KEPT, FirstSite
 from .execution.masked import MaskedSite
 from .execution.meta import MetaSite, materialise_rest
 from .execution.optimizers import forget_directions
@@ -144,6 +144,7 @@ class Topology:
 
     def update(self, step: int) -> None:
         """The method's change at this step, unless a gradient it needs is not finite (then with a warning)."""
+        self.add_kept_gradients(step)
         if self.method.wants_gradient(step, self.total_steps) and not self._gradients_are_usable(step):
             return
         self._carry_out(self._decide(step), step)
@@ -175,6 +176,9 @@ class Topology:
 
     def _carry_out(self, changes: Mapping[str, Change], step: int) -> None:
         for name, change in changes.items():
+            if change.memory is not None:
+                site = self.sites[name]
+                site.memory = {key: site.memory[key] for key in (KEPT,) if key in site.memory} | dict(change.memory)
             if len(change.dropped) + len(change.grown):
                 self.sites[name].apply(change, self._optimizers, self.method, step)
                 self.num_moved += len(change.dropped)
@@ -239,6 +243,20 @@ class Topology:
         for site in self.sites.values():
             if id(site.parameter) in held:
                 site.remask()
+
+    def add_kept_gradients(self, step: int) -> None:
+        """Add the gradients of earlier steps to this one's, as far as the method carries them; once a step."""
+        carry = self.method.gradient_carry(step, self.total_steps)
+        for site in self.sites.values():
+            site.add_kept_gradient(carry)
+
+    def keep_gradients(self, step: int) -> None:
+        """A step is done: keep its gradients if the method carries them into the next one."""
+        if self.method.gradient_carry(step, self.total_steps):
+            self.add_kept_gradients(step)
+        if self.method.gradient_carry(step + 1, self.total_steps):
+            for site in self.sites.values():
+                site.keep_gradient()
 
     def forget_gradients(self) -> None:
         """Let go of what was kept for one step; a layer that was frozen until now is hooked."""

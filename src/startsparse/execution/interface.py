@@ -13,6 +13,8 @@ from ..draw import Drawn, key
 from ..layers import Layer
 from ..methods import Change, LayerView, Method
 
+KEPT = "gradient"  # the memory that holds the dense gradient of earlier steps
+
 
 class FirstSite(abc.ABC):
     """One layer before training begins: where its weights will live, and what they are.
@@ -30,6 +32,7 @@ class FirstSite(abc.ABC):
         self.layer = layer
         self.name = layer.name
         self.source = source
+        self.memory: dict[str, Tensor] = {}  # of the method, by name; saved with the state
 
     @property
     @abc.abstractmethod
@@ -126,8 +129,16 @@ class Site(FirstSite):
         """Keep the weight as it is before a step whose closure brings the gradient."""
 
     @abc.abstractmethod
+    def add_kept_gradient(self, carry: float) -> None:
+        """Add what ``keep_gradient`` kept, times ``carry``, to this step's dense gradient; it is gone then."""
+
+    @abc.abstractmethod
+    def keep_gradient(self) -> None:
+        """Keep the dense gradient for the next step, unless it is not finite: then nothing is kept."""
+
+    @abc.abstractmethod
     def forget_gradient(self) -> None:
-        """Let the dense gradient go, and what else was kept for one step."""
+        """Let this step's dense gradient go, and what else was kept for one step."""
 
     # -- changes -----------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from ..draw import Drawn
 from ..layers import Layer
 from ..methods import Change, DenseView, Method
-from .interface import Site
+from .interface import KEPT, Site
 from .optimizers import replace, slots
 
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
@@ -66,6 +66,7 @@ class MaskedSite(Site):
             self._dense_gradient,
             frozen=not self.parameter.requires_grad,
             geometry=self.layer.geometry,
+            memory=self.memory,
         )
 
     # -- hooks and invariants ----------------------------------------------------------------------------------
@@ -178,6 +179,16 @@ class MaskedSite(Site):
 
     def remember_weight(self) -> None:
         self._weight_before_step = self.parameter.detach().clone()
+
+    def add_kept_gradient(self, carry: float) -> None:
+        kept = self.memory.pop(KEPT, None)
+        if kept is not None and carry:
+            kept *= carry
+            self._dense_gradient = kept if self._dense_gradient is None else kept.add_(self._dense_gradient)
+
+    def keep_gradient(self) -> None:
+        if self._dense_gradient is not None and self.gradient_is_finite():
+            self.memory[KEPT] = self._dense_gradient
 
     def forget_gradient(self) -> None:
         self._dense_gradient = self._weight_before_step = self._loaded = None

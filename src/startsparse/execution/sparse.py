@@ -19,7 +19,7 @@ from ..draw import Drawn
 from ..kernels import Pattern, dense_gradient, watch
 from ..layers import Layer
 from ..methods import Change, Method
-from .interface import Site
+from .interface import KEPT, Site
 from .masked import MaskedSite
 from .modules import _Sparse, to_dense, to_sparse
 from .optimizers import replace, slots
@@ -166,7 +166,7 @@ class SparseSite(Site):
             self._batches = []
 
     def gradient_blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """Blocks of rows of the step's dense gradient, with the position each begins at."""
+        """Blocks of rows of the step's dense gradient, with the position each begins at; they may be written to."""
         cols = math.prod(self.shape[1:])
         if self._batches:
             parts = [dense_gradient(x, dy, **self._convolution()) for x, dy in self._batches]
@@ -204,6 +204,23 @@ class SparseSite(Site):
 
     def remember_weight(self) -> None:
         self.weight_before_step = self.parameter.detach().clone()
+
+    def add_kept_gradient(self, carry: float) -> None:
+        kept = self.memory.pop(KEPT, None)
+        if kept is None or not carry:
+            return
+        kept *= carry
+        for start, block in self.gradient_blocks():
+            kept.view(-1)[start : start + block.numel()] += block.reshape(-1)
+        self._batches, self._dense = [], kept
+
+    def keep_gradient(self) -> None:
+        if not self.has_gradient() or not self.gradient_is_finite():
+            return
+        kept = torch.empty(self.shape[0], math.prod(self.shape[1:]))
+        for start, block in self.gradient_blocks():
+            kept.view(-1)[start : start + block.numel()] = block.reshape(-1)
+        self.memory[KEPT] = kept
 
     def forget_gradient(self) -> None:
         self._batches, self._dense, self.weight_before_step = [], None, None

@@ -28,6 +28,7 @@ class SparseView:
     def __init__(self, site: SparseSite):
         self._site = site
         self.name, self.shape, self.source = site.name, site.shape, site.source
+        self.memory = site.memory
         self.geometry = site.layer.geometry
         self.frozen = not site.parameter.requires_grad
         self._inside = _membership(site.source)

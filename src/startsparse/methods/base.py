@@ -117,6 +117,14 @@ class Method:
         """Whether the dense gradient of this step is needed for an update."""
         return False
 
+    def gradient_carry(self, step: int, total_steps: int | None) -> float:
+        """How much of the dense gradient kept at the step before is added to that of this one; 0: it is forgotten.
+
+        1 at the later steps of a window sums the gradients of its steps, with their signs; a constant below 1 keeps
+        their moving average, up to its scale. The gradient must be wanted at these steps too.
+        """
+        return 0.0
+
     def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
         """What is dropped and grown at this step, per layer."""
         return {}

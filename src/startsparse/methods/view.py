@@ -7,7 +7,8 @@ into the weight) and for candidates, and answers with a ``Change``. Masked and s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -26,10 +27,13 @@ class Change:
     Args:
         dropped, grown: int64 positions, rising, shapes (num_dropped,) and (num_grown,). A position that is dropped
             and grown again in one update is in neither: it keeps its value and state.
+        memory: what the method wants to find in ``view.memory`` at its next update, by name: tensors of any shape,
+            saved with the sparsifier's state. None leaves it as it is.
     """
 
     dropped: Tensor
     grown: Tensor
+    memory: Mapping[str, Tensor] | None = None
 
 
 class LayerView(Protocol):
@@ -41,6 +45,7 @@ class LayerView(Protocol):
     frozen: bool  # never changes after its first mask
     geometry: Geometry
     source: Tensor | None  # flat bool of the positions that may live; None: all
+    memory: Mapping[str, Tensor]  # what the method's last change left here
 
     @property
     def num_active(self) -> int: ...
@@ -97,6 +102,7 @@ class DenseView:
     gradient: Tensor | None = None
     frozen: bool = False
     geometry: Geometry = ORDINARY
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self):
         self.shape = tuple(self.weight.shape)

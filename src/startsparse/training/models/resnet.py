@@ -1,4 +1,4 @@
-"""The CIFAR ResNet of He et al., with both shortcuts."""
+"""The CIFAR ResNets of He et al., with both shortcuts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from startsparse.training.models.shapes import image_shape
 
 
 class PadShortcut(nn.Module):
@@ -44,21 +46,21 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-def _stage(before: int, after: int, stride: int, shortcut: str) -> nn.Sequential:
+def _stage(blocks: int, before: int, after: int, stride: int, shortcut: str) -> nn.Sequential:
     first = BasicBlock(before, after, stride, shortcut)
-    return nn.Sequential(first, *(BasicBlock(after, after, 1, shortcut) for _ in range(2)))
+    return nn.Sequential(first, *(BasicBlock(after, after, 1, shortcut) for _ in range(blocks - 1)))
 
 
-class ResNet20(nn.Module):
-    """conv1, three stages of three blocks, average pooling, ``fc``."""
+class CifarResNet(nn.Module):
+    """conv1, three stages of ``blocks`` blocks, average pooling, ``fc``."""
 
-    def __init__(self, shortcut: str, base: int, input_shape: Sequence[int], classes: int):
+    def __init__(self, blocks: int, shortcut: str, base: int, channels: int, classes: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(input_shape[0], base, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, base, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(base)
-        self.stage1 = _stage(base, base, 1, shortcut)
-        self.stage2 = _stage(base, 2 * base, 2, shortcut)
-        self.stage3 = _stage(2 * base, 4 * base, 2, shortcut)
+        self.stage1 = _stage(blocks, base, base, 1, shortcut)
+        self.stage2 = _stage(blocks, base, 2 * base, 2, shortcut)
+        self.stage3 = _stage(blocks, 2 * base, 4 * base, 2, shortcut)
         self.fc = nn.Linear(4 * base, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -71,9 +73,21 @@ class ResNet20(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+def _cifar_resnet(
+    depth: int, shortcut: str, width: float, input_shape: Sequence[int], classes: int
+) -> CifarResNet:
+    if shortcut not in ("A", "B"):
+        raise ValueError(f"shortcut is 'A' or 'B', got {shortcut!r}")
+    base = round(16 * width)
+    if base < 1:
+        raise ValueError(f"width {width} leaves no channel in the first stage")
+    channels, _, _ = image_shape(f"resnet{depth}", input_shape)
+    return CifarResNet((depth - 2) // 6, shortcut, base, channels, classes)
+
+
 def resnet20(
     shortcut: str = "A", width: float = 1.0, input_shape: Sequence[int] = (3, 32, 32), classes: int = 10
-) -> ResNet20:
+) -> CifarResNet:
     """ResNet-20 for CIFAR.
 
     Args:
@@ -90,9 +104,25 @@ def resnet20(
         >>> len(weights), sum(weights)
         (22, 270896)
     """
-    if shortcut not in ("A", "B"):
-        raise ValueError(f"shortcut is 'A' or 'B', got {shortcut!r}")
-    base = round(16 * width)
-    if base < 1:
-        raise ValueError(f"width {width} leaves no channel in the first stage")
-    return ResNet20(shortcut, base, input_shape, classes)
+    return _cifar_resnet(20, shortcut, width, input_shape, classes)
+
+
+def resnet32(
+    shortcut: str = "A", width: float = 1.0, input_shape: Sequence[int] = (3, 32, 32), classes: int = 10
+) -> CifarResNet:
+    """ResNet-32 for CIFAR: ``resnet20`` with five blocks a stage. Lottery Jackpots uses ``width=2``."""
+    return _cifar_resnet(32, shortcut, width, input_shape, classes)
+
+
+def resnet56(
+    shortcut: str = "A", width: float = 1.0, input_shape: Sequence[int] = (3, 32, 32), classes: int = 10
+) -> CifarResNet:
+    """ResNet-56 for CIFAR: ``resnet20`` with nine blocks a stage."""
+    return _cifar_resnet(56, shortcut, width, input_shape, classes)
+
+
+def resnet110(
+    shortcut: str = "A", width: float = 1.0, input_shape: Sequence[int] = (3, 32, 32), classes: int = 10
+) -> CifarResNet:
+    """ResNet-110 for CIFAR: ``resnet20`` with eighteen blocks a stage."""
+    return _cifar_resnet(110, shortcut, width, input_shape, classes)
