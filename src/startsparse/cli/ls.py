@@ -57,7 +57,9 @@ def _distributions() -> Rows:
 
 
 def _models() -> Rows:
-    return {name: _first_line(models.TABLE[name]) for name in models.names()}
+    return {name: _first_line(models.TABLE[name]) for name in models.names()} | {
+        f"{prefix}NAME": summary for prefix, summary in models.libraries.PREFIXES.items()
+    }
 
 
 def _data() -> Rows:

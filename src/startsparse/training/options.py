@@ -49,7 +49,7 @@ def _trial_model(name: str, options: dict[str, Any]) -> object:
 
 
 KINDS = {
-    "model": Kind(lambda name: find("model", name, models.TABLE), _trial_model),
+    "model": Kind(models.get, _trial_model),
     "method": Kind(methods.get, lambda name, options: methods.make(name, **options)),
     "source": Kind(_source, lambda name, options: sources.make(name, **options)),
     "optimizer": Kind(optim.optimizer_class, _trial_optimizer, ("params",)),

@@ -22,7 +22,9 @@ def get(name: str) -> Callable[..., nn.Module]:
     """The builder behind a prefixed name; nothing is imported until it is called."""
     library, _, model = name.partition(":")
     if not model:
-        raise ValueError(f"unknown model {name!r}: {library}: is followed by a name ({PREFIXES[library + ':']})")
+        raise ValueError(
+            f"unknown model {name!r}: {library}: is followed by a name ({PREFIXES[library + ':']})"
+        )
 
     def from_transformers(
         config: Mapping[str, Any] | None = None,
@@ -62,7 +64,11 @@ def _transformers(
     is_text = len(input_shape) == 1
     if is_text:
         fitted = {"vocab_size": classes, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-        fitted |= {"max_position_embeddings": input_shape[0], "use_cache": False, "tie_word_embeddings": False}
+        fitted |= {
+            "max_position_embeddings": input_shape[0],
+            "use_cache": False,
+            "tie_word_embeddings": False,
+        }
     else:
         channels, height, width = image_shape("transformers:" + name, input_shape)
         fitted = {"num_labels": classes, "num_channels": channels, "image_size": (height, width)}
@@ -94,7 +100,9 @@ def _transformers(
     except (ValueError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         kind = "next-token" if is_text else "image classification"
-        raise ValueError(f"transformers:{name} makes no {kind} model of this configuration: {reason}") from error
+        raise ValueError(
+            f"transformers:{name} makes no {kind} model of this configuration: {reason}"
+        ) from error
 
 
 def _timm(

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from startsparse.training.models.shapes import has_large_stem, image_shape
 
 # expansion, channels, blocks, stride of the first block: table 2 of the paper
-_TABLE = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+_TABLE = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 
 
 def _round8(channels: float) -> int:

@@ -38,7 +38,9 @@ class Bottleneck(nn.Module):
 class ImageNetResNet(nn.Module):
     """A stem, four stages (the last three halve the image), average pooling, ``fc``."""
 
-    def __init__(self, blocks: Sequence[int], bottleneck: bool, large_stem: bool, channels: int, classes: int):
+    def __init__(
+        self, blocks: Sequence[int], bottleneck: bool, large_stem: bool, channels: int, classes: int
+    ):
         super().__init__()
         kernel, stride = (7, 2) if large_stem else (3, 1)
         self.conv1 = nn.Conv2d(channels, 64, kernel, stride, padding=kernel // 2, bias=False)
