@@ -89,10 +89,36 @@ def select(scores: Tensor, count: int, layout: Layout, *, what: str = "scores") 
     if layout.whole:
         mask[groups[top_k(grouped.sum(1), units, what=what)]] = True
         return mask.view(scores.shape)
-    _check({what: grouped}, units * len(groups))
-    best = grouped.sort(dim=1, descending=True, stable=True).indices[:, :units]
-    mask[groups.gather(1, best)] = True
+    mask[groups[top_k_in_rows(grouped, units, what=what)]] = True
     return mask.view(scores.shape)
+
+
+def top_k_in_rows(
+    scores: Tensor, count: int, *, prefer: Tensor | None = None, what: str = "scores"
+) -> Tensor:
+    """The ``count`` highest scores of each row, as a bool tensor of the scores' shape (rows, columns).
+
+    Arguments and errors as ``top_k``; every row must hold ``count`` positions that may be taken.
+
+    Example:
+        >>> top_k_in_rows(torch.tensor([[1.0, 5.0, 5.0], [2.0, 0.0, 1.0]]), 1)
+        tensor([[False,  True, False],
+                [ True, False, False]])
+    """
+    _check({what: scores}, count * len(scores))
+    if scores.is_floating_point() and len(scores):
+        room = int((~scores.isneginf()).sum(1).min())
+        if room < count:
+            raise ValueError(
+                f"{what}: cannot take {count} of the {room} positions that one of its groups allows"
+            )
+    order = None
+    if prefer is not None:
+        order = prefer.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
+        scores = scores.gather(1, order)
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    best = best if order is None else order.gather(1, best)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)
 
 
 def _check(scores: Mapping[str, Tensor], count: int) -> None:
