@@ -170,7 +170,7 @@ def densities(
         raise ValueError(_too_large(density, sizes, capacity, held, distribution))
     budget = min(budget, room)
     wish = {name: base[name] * sizes[name] for name in free}
-    counts = held | _water_fill(wish, {name: capacity[name] for name in free}, max(budget, 0.0))
+    counts = held | water_fill(wish, {name: capacity[name] for name in free}, max(budget, 0.0))
     return {name: counts[name] / sizes[name] if sizes[name] else 0.0 for name in sizes}
 
 
@@ -230,7 +230,7 @@ def _wishes(distribution: Distribution, shapes: Shapes, density: float):
     return base, fixed | more
 
 
-def _water_fill(wish: dict[str, float], capacity: dict[str, int], budget: float) -> dict[str, float]:
+def water_fill(wish: dict[str, float], capacity: dict[str, int], budget: float) -> dict[str, float]:
     """c * wish capped at capacity, with the one c that adds up to the budget: full layers leave, the rest shares."""
     full: dict[str, float] = {}
     while True:
