@@ -64,6 +64,9 @@ def test_drop_fractions_fall_from_start_to_zero(kind, start):
         assert set(values) == {start}
         return
     assert values[100:] == [0.0] * 21
+    if kind == "steps":
+        assert values[:100] == [start] * 75 + [start / 2] * 25
+        return
     assert values[50] == pytest.approx(start / 2)
     assert values == sorted(values, reverse=True)
     expected = [

@@ -8,12 +8,12 @@ from torch import Tensor
 
 def magnitude(weight: Tensor) -> Tensor:
     """abs(weight). Han et al. 2015, https://arxiv.org/abs/1506.02626"""
-    return _exact(weight).abs()
+    return exact(weight).abs()
 
 
 def gradient(gradient: Tensor) -> Tensor:
     """abs(dense gradient of the effective weight). Evci et al. 2020, https://arxiv.org/abs/1911.11134"""
-    return _exact(gradient).abs()
+    return exact(gradient).abs()
 
 
 def saliency(weight: Tensor, gradient: Tensor) -> Tensor:
@@ -22,9 +22,9 @@ def saliency(weight: Tensor, gradient: Tensor) -> Tensor:
     References:
         Lee et al., SNIP, ICLR 2019, section 4, https://arxiv.org/abs/1810.02340
     """
-    return (_exact(weight) * _exact(gradient)).abs()
+    return (exact(weight) * exact(gradient)).abs()
 
 
-def _exact(signal: Tensor) -> Tensor:
-    """Half precision has too few distinct values to rank by: rank in float32."""
+def exact(signal: Tensor) -> Tensor:
+    """A signal as it is ranked. Half precision has too few distinct values to rank by: rank in float32."""
     return signal if signal.dtype in (torch.float32, torch.float64) else signal.float()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-FRACTIONS = ("cosine", "linear", "constant")
+FRACTIONS = ("cosine", "linear", "constant", "steps")
 
 
 def as_step(value: float, total_steps: int | None, field: str) -> int:
@@ -74,8 +74,11 @@ class Window:
 def drop_fraction(kind: str, start: float, step: int, end: int) -> float:
     """The share of active weights that moves at an update: ``start`` at step 0, 0 at ``end`` (unless constant).
 
+    "steps" halves it after three quarters of the way to ``end``.
+
     References:
         Evci et al. 2020, section 3 (cosine), https://arxiv.org/abs/1911.11134
+        Yuan et al. 2021 (steps), https://arxiv.org/abs/2110.14032
 
     Example:
         >>> [round(drop_fraction("cosine", 0.3, step, 100), 3) for step in (0, 50, 100)]
@@ -86,6 +89,8 @@ def drop_fraction(kind: str, start: float, step: int, end: int) -> float:
         return start / 2 * (1 + math.cos(math.pi * progress))
     if kind == "linear":
         return start * (1 - progress)
+    if kind == "steps":
+        return start if progress < 0.75 else start / 2 if progress < 1 else 0.0
     return start
 
 

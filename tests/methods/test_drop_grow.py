@@ -96,6 +96,35 @@ def test_set_by_hand(fraction, source, expected):
     assert updated(method, source=source)[0] == expected
 
 
+# Mocanu et al. 2018, section "Methods": the same fraction of the smallest positive and of the largest negative weights.
+@pytest.mark.parametrize(
+    ("fraction", "dropped"),
+    [
+        (0.0, []),
+        (1 / 6, [5]),  # both signs lose half a weight: of the tie the positive ones keep theirs
+        (
+            2 / 6,
+            [3, 5],
+        ),  # one of the three positive (0.2), one of the three negative (-0.5), though 0.4 is smaller
+        (4 / 6, [1, 2, 3, 5]),
+        (1.0, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_set_by_hand_signs_apart(fraction, dropped):
+    weights = torch.tensor([[4.0, 0.4, -3.0, 0.2, -5.0, -0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    view = DenseView("fc.weight", weights, bits("1 1 1 1 1 1 0 0 0 0 0 0").view(1, -1))
+    method = moving(ss.SET, drop_fraction=fraction, exclude_dropped=True, drop_rule="signs")
+    assert method.update({"fc.weight": view}, 1, 6, 100)["fc.weight"].dropped.tolist() == dropped
+
+
+def test_set_with_signs_counts_fresh_zeros_as_positive():
+    view = DenseView("w", torch.tensor([[-1.0, 0.0, 2.0, 0.0]]), bits("1 1 1 0").view(1, -1))
+    change = moving(ss.SET, drop_fraction=0.4, exclude_dropped=True, drop_rule="signs").update(
+        {"w": view}, 1, 3, 9
+    )
+    assert change["w"].dropped.tolist() == [1]
+
+
 def test_set_grows_the_first_free_positions_of_the_drawn_order():
     mask, _ = updated(moving(ss.SET, drop_fraction=0.5, seed=7), step=30)
     order = Permutation(8, "grow:30", 7, "fc.weight").positions(0, 8).tolist()
@@ -333,6 +362,7 @@ def test_normal_values_have_the_spread_of_the_live_weights():
         ({"density": 0.1, "seed": 1.5}, "seed must be an int, got 1.5"),
         ({"density": 0.1, "drop_fraction": 1.2}, r"drop_fraction must be in \[0, 1\], got 1.2"),
         ({"density": 0.1, "drop_fraction": float("nan")}, "drop_fraction must be"),
+        ({"density": 0.1, "drop_rule": "sign"}, "rule 'sign'|no hyper-parameter 'drop_rule'"),
         ({"density": 0.1, "drop_schedule": "cosin"}, "drop_schedule 'cosin': did you mean 'cosine'"),
         ({"density": 0.1, "update_interval": 0}, "update_interval must be an int >= 1, got 0"),
         ({"density": 0.1, "update_interval": 2.0}, "update_interval must be an int >= 1, got 2.0"),

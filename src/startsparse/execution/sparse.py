@@ -235,7 +235,7 @@ class SparseSite(Site):
         new = old.changed(change.dropped, change.grown, taps=math.prod(self.shape[2:]))
         positions, order = new.positions(), new.order()
         grown = order[torch.searchsorted(positions, change.grown)]
-        downhill = self._at(change.grown) if method.grown_value == "gradient_sign" else None
+        downhill = self.gradient_at(change.grown) if method.grown_value == "gradient_sign" else None
         values = self.grown_values(method, step, len(change.grown), self.parameter.detach(), downhill)
         self._states = []  # they are let go of here, and noted again after the step
         held = slots(optimizers, self.parameter)
@@ -253,8 +253,8 @@ class SparseSite(Site):
         self._pattern = self.module.pattern
         self.capturing = self._capturing
 
-    def _at(self, positions: Tensor) -> Tensor | None:
-        """The dense gradient at some positions."""
+    def gradient_at(self, positions: Tensor) -> Tensor | None:
+        """The dense gradient at some positions; None if none arrived."""
         found = None
         for start, gradient in self.gradient_blocks():
             flat = gradient.reshape(-1)

@@ -56,6 +56,10 @@ class SparseView:
         gradient = self._site.parameter.grad
         return torch.zeros(self._live.nnz) if gradient is None else gradient[self._live.order()]
 
+    def gradients_at(self, positions: Tensor) -> Tensor:
+        found = self._site.gradient_at(positions)
+        return torch.zeros(len(positions)) if found is None else found
+
     def num_growable(self, returning: Tensor) -> int:
         return self.capacity - self.num_active + len(returning)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..criteria import magnitude
+from ..distributions import whole
 from ..schedules import FRACTIONS, Window, as_step, drop_fraction
 from ..selection import top_k
 from .base import Change, Changes, Views
@@ -23,6 +24,7 @@ from .view import LayerView
 
 VALUES = ("zero", "normal", "gradient_sign")
 STATES = ("reset", "keep", "mean")
+DROP_RULES = ("magnitude", "signs")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class DropGrow(RandomStart):
 
     Args:
         drop_fraction: share of a layer's live weights that moves at the first update, in [0, 1].
-        drop_schedule: "cosine" or "linear" (to zero at ``update_end``) or "constant".
+        drop_schedule: "cosine" or "linear" (to zero at ``update_end``), "constant", or "steps" (halved after three
+            quarters of the way).
         update_interval: steps from one update to the next.
         update_begin, update_end: updates happen at steps begin <= t < end, as steps (int) or fractions (float).
         exclude_dropped: whether a weight that was just dropped must not grow back in the same update.
@@ -102,20 +105,25 @@ class DropGrow(RandomStart):
         return "fixed" if self.window(total_steps).over(step) else "exploring"
 
     def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
-        fraction = drop_fraction(self.drop_schedule, self.drop_fraction, step, self.window(total_steps).end)
+        fraction = self.fraction(step, total_steps)
         return {name: self._move(view, step, fraction) for name, view in views.items() if not view.frozen}
 
+    def fraction(self, step: int, total_steps: int | None) -> float:
+        """The share of live weights that moves at this step."""
+        return drop_fraction(self.drop_schedule, self.drop_fraction, step, self.window(total_steps).end)
+
     def _move(self, view: LayerView, step: int, fraction: float) -> Change:
-        active = view.active_positions()
-        count = int(fraction * len(active))
+        count = int(fraction * view.num_active)
         if self.exclude_dropped:
-            count = min(count, view.num_growable(active[:0]))
-        keep = self.keep(view, len(active) - count)
-        dropped = active[~keep]
+            count = min(count, view.num_growable(torch.empty(0, dtype=torch.int64)))
+        return self.exchange(view, count, count, step)
+
+    def exchange(self, view: LayerView, num_drop: int, num_grow: int, step: int) -> Change:
+        """Drop so many weights of a layer by ``keep``, then grow so many by ``grow``."""
+        active = view.active_positions()
+        dropped = active[~self.keep(view, len(active) - num_drop)]
         returning = dropped[:0] if self.exclude_dropped else dropped
-        grown = self.grow(view, count, returning, step)
-        again = torch.isin(dropped, grown, assume_unique=True)
-        return Change(dropped[~again], grown[~torch.isin(grown, dropped, assume_unique=True)])
+        return moved(dropped, self.grow(view, num_grow, returning, step))
 
     def keep(self, view: LayerView, count: int) -> Tensor:
         """Which live weights stay, bool (num_active,): those of largest magnitude."""
@@ -126,9 +134,19 @@ class DropGrow(RandomStart):
         raise TypeError(f"{type(self).__name__} does not say where it grows")
 
 
+def moved(dropped: Tensor, grown: Tensor) -> Change:
+    """The change of a layer that drops and grows these positions: one that is in both keeps its value and state."""
+    again = torch.isin(dropped, grown, assume_unique=True)
+    return Change(dropped[~again], grown[~torch.isin(grown, dropped, assume_unique=True)])
+
+
 @dataclass(frozen=True)
 class SET(DropGrow):
     """Sparse evolutionary training: drop the smallest weights, grow at random positions.
+
+    Args:
+        drop_rule: "magnitude" (the smallest of all) or "signs" (the same share of the smallest positive and of the
+            largest negative weights).
 
     References:
         Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity, Nature
@@ -136,20 +154,43 @@ class SET(DropGrow):
 
     Fidelity:
         Drops by magnitude with a cosine schedule, as the SET of RigL's reference code does. The first SET drops a
-        fraction of the positive and of the negative weights apart, once an epoch, without decay
-        (``drop_schedule="constant"``).
+        fraction of the positive and of the negative weights apart (``drop_rule="signs"``), once an epoch, without
+        decay (``drop_schedule="constant"``). Weights that are exactly zero, grown and not trained yet, count as
+        positive, and the number that goes is split between the signs to the weight.
 
     Example:
         >>> SET(density=0.05).drop_fraction
         0.3
     """
 
+    drop_rule: str = "magnitude"
+
     name: ClassVar[str] = "set"
     paper: ClassVar[str] = "Mocanu et al. 2018"
     summary: ClassVar[str] = "drop by magnitude, grow at random"
 
+    def __post_init__(self):
+        super().__post_init__()
+        self._one_of("drop_rule", DROP_RULES)
+
+    def keep(self, view: LayerView, count: int) -> Tensor:
+        return super().keep(view, count) if self.drop_rule == "magnitude" else _keep_of_each_sign(view, count)
+
     def grow(self, view: LayerView, count: int, returning: Tensor, step: int) -> Tensor:
         return view.grow_at_random(count, returning, self.seed, step)
+
+
+def _keep_of_each_sign(view: LayerView, count: int) -> Tensor:
+    """The ``count`` weights farthest from zero, as many of each sign as its share of all."""
+    weights = view.active_weights()
+    signs = {"positive": weights >= 0, "negative": weights < 0}
+    live = {sign: int(members.sum()) for sign, members in signs.items()}
+    share = count / max(len(weights), 1)
+    counts = whole({sign: share * number for sign, number in live.items()}, count, live)
+    kept = torch.zeros_like(signs["positive"])
+    for sign, members in signs.items():
+        kept[members] = top_k(magnitude(weights[members]), counts[sign], what=view.name)
+    return kept
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..criteria import exact
 from ..criteria import gradient as gradient_score
 from ..draw import Permutation
 from ..layers import ORDINARY, Geometry
@@ -60,6 +61,10 @@ class LayerView(Protocol):
 
     def active_gradients(self) -> Tensor:
         """Gradient of the live weights, (num_active,); zeros if none arrived."""
+        ...
+
+    def gradients_at(self, positions: Tensor) -> Tensor:
+        """The dense gradient at some positions, in float32 or better; zeros if none arrived."""
         ...
 
     def num_growable(self, returning: Tensor) -> int:
@@ -120,6 +125,11 @@ class DenseView:
 
     def active_gradients(self) -> Tensor:
         return torch.zeros_like(self.active_weights()) if self.gradient is None else self.gradient[self.mask]
+
+    def gradients_at(self, positions: Tensor) -> Tensor:
+        if self.gradient is None:
+            return torch.zeros(len(positions), device=positions.device)
+        return exact(self.gradient.reshape(-1)[positions])
 
     def num_growable(self, returning: Tensor) -> int:
         return self.capacity - self.num_active + len(returning)
