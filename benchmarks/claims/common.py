@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import startsparse as ss
+from startsparse.experiments import comparison, stats
 from startsparse.training import data as data_sets
 from startsparse.training import models, optim, seeds
 
@@ -243,3 +244,76 @@ def _passes(method: Any, data: Data, batch: int, loss_fn: Any, seed: int) -> dic
     """What a method declares to need for passes of its own."""
     offered = {"data": _Again(data, batch, seed), "loss_fn": loss_fn, "example_input": data.x_train[:1]}
     return {name: value for name, value in offered.items() if name in getattr(method, "needs", ())}
+
+
+def values(
+    records: list[dict[str, Any]], by: str | Sequence[str], metric: str
+) -> dict[str, dict[int, float]]:
+    """Label -> seed -> figure, of the records' results (or "seconds"); the label is the value of ``by``.
+
+    Args:
+        records: as a judge is given them; filter them first where more than ``by`` and the seed differs.
+        by: the parameter, or several.
+        metric: a key of the results.
+
+    Raises:
+        ValueError: two records have the same label and seed.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for record in records:
+        params = record["params"]
+        label = " ".join(str(params[key]) for key in ([by] if isinstance(by, str) else by))
+        group = found.setdefault(label, {})
+        if params["seed"] in group:
+            raise ValueError(
+                f"two records of {label!r} with seed {params['seed']}: filter them, or add to by="
+            )
+        group[params["seed"]] = record["result"][metric]
+    return found
+
+
+def paired_table(
+    records: list[dict[str, Any]],
+    by: str | Sequence[str],
+    metric: str,
+    baseline: str,
+    confidence: float = 0.95,
+) -> str:
+    """A Markdown table: each group's mean and its paired difference to the baseline, with interval and verdict."""
+    rows = comparison.compare(values(records, by, metric), baseline, confidence)
+    unit = comparison.Unit(metric)
+    return comparison.markdown(comparison.headings(unit, rows), [comparison.cells(row, unit) for row in rows])
+
+
+def difference(
+    records: list[dict[str, Any]],
+    by: str | Sequence[str],
+    metric: str,
+    label: str,
+    baseline: str,
+    confidence: float = 0.95,
+) -> stats.Difference:
+    """One group minus another, paired by seed: ``.mean``, ``.low``, ``.high``, ``.judge()``."""
+    chosen = {name: group for name, group in values(records, by, metric).items() if name in (label, baseline)}
+    (row,) = [row for row in comparison.compare(chosen, baseline, confidence) if row.label == label]
+    assert row.difference is not None
+    return row.difference
+
+
+def at_least(found: stats.Difference, bar: float) -> str:
+    """PASS if the whole interval lies at or above ``bar``, FAIL if it lies below, else CANNOT TELL."""
+    if found.seeds < stats.FEWEST:
+        return "CANNOT TELL"
+    return "PASS" if found.low >= bar else "FAIL" if found.high < bar else "CANNOT TELL"
+
+
+def within(found: stats.Difference, margin: float) -> str:
+    """PASS if the whole interval lies inside +-``margin``, FAIL if it lies outside, else CANNOT TELL.
+
+    With an interval of 90 % this is the equivalence test of two one-sided tests at 5 %.
+    """
+    if found.seeds < stats.FEWEST:
+        return "CANNOT TELL"
+    if -margin <= found.low and found.high <= margin:
+        return "PASS"
+    return "FAIL" if found.low > margin or found.high < -margin else "CANNOT TELL"
