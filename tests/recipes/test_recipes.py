@@ -22,8 +22,8 @@ def test_none_is_missed():
 def random_data(monkeypatch):
     """In place of the real data: as many bytes as two batches need."""
 
-    def load(name, root, validation, seed):
-        entry = data.TABLE[name]
+    def load(name, root, validation, seed, options):
+        entry = data.describe(name, root, options)
         generator = torch.Generator().manual_seed(seed)
 
         def split(count):

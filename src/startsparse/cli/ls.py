@@ -63,7 +63,9 @@ def _models() -> Rows:
 
 
 def _data() -> Rows:
-    return {name: data.TABLE[name].summary for name in data.names()}
+    return {name: data.TABLE[name].summary for name in data.names()} | {
+        f"{prefix}...": kind.summary for prefix, kind in data.KINDS.items()
+    }
 
 
 def _optimizers() -> Rows:

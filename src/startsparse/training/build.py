@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import startsparse as ss
@@ -87,7 +86,7 @@ def plan_of(recipe: Recipe) -> Any:
     method, source = method_of(recipe)
     if method is None:
         raise ValueError("method: a dense run has nothing to plan")
-    entry, chosen = data.TABLE[recipe.data.name], recipe.data
+    entry, chosen = recipe.data.entry(), recipe.data
     model = model_of(recipe)
     return ss.plan(
         model,
@@ -96,17 +95,22 @@ def plan_of(recipe: Recipe) -> Any:
         layers=recipe.layers,
         execution=recipe.train.execution,
         optimizer=optimizer_of(recipe, model),
-        example_input=torch.zeros(min(chosen.batch_size, entry.examples), *entry.shape),
+        example_input=example_of(entry, min(chosen.batch_size, entry.examples)),
         total_steps=total_steps(
             recipe, entry.examples - data.num_held_out(entry.examples, chosen.validation)
         ),
     )
 
 
+def example_of(entry: data.Entry, batch: int) -> Tensor:
+    """A batch of zeros of a data set's shape: images and rows are numbers, characters integers."""
+    return torch.zeros(batch, *entry.shape, dtype=torch.int64 if entry.is_text else torch.float32)
+
+
 def dataset_of(recipe: Recipe) -> data.Dataset:
     """The data set, its validation part held out by the recipe's seed."""
     chosen = recipe.data
-    return data.load(chosen.name, chosen.root, chosen.validation, recipe.seed)
+    return data.load(chosen.name, chosen.root, chosen.validation, recipe.seed, options=chosen.options)
 
 
 def bench_of(recipe: Recipe) -> Bench:
@@ -158,7 +162,7 @@ def _passes(method: Any, job: loop.Job) -> dict[str, Any]:
     smoothing = job.settings.label_smoothing
 
     def loss_fn(outputs: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, labels, label_smoothing=smoothing)
+        return loop.loss_of(outputs, labels, smoothing)
 
     offered = {"data": FirstBatches(job), "loss_fn": loss_fn, "example_input": None}
     needs = getattr(method, "needs", ())

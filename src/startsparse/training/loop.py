@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from startsparse.training.data import Batches, Dataset, Split, in_order
 from startsparse.training.metrics import Running
 from startsparse.training.optim import LearningRate
 
+_AT_ONCE = {False: 2**24, True: 2**16}  # values of images, characters of text
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -66,7 +68,7 @@ class Job:
         per_step = self.settings.accumulate
         if len(self.batches) < per_step:
             raise ValueError(f"an epoch of {len(self.batches)} batches holds no step of {per_step}")
-        self.device = self.batches.split.inputs.device
+        self.device = self.batches.split.labels.device
         self.running = Running(self.device)
         scale = self.settings.amp == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scale)
@@ -135,9 +137,20 @@ def _attempt(job: Job) -> bool:
 def _backward(job: Job, inputs: Tensor, labels: Tensor) -> None:
     with autocast(job.device, job.settings.amp):
         outputs = job.model(job.data.normalise(inputs))
-        loss = F.cross_entropy(outputs, labels, label_smoothing=job.settings.label_smoothing)
+        loss = loss_of(outputs, labels, job.settings.label_smoothing)
     job.scaler.scale(loss / job.settings.accumulate).backward()
     job.running.add(loss, outputs, labels)
+
+
+def loss_of(outputs: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats, of classes (N, C) or of each next token (N, T, C).
+
+    Example:
+        >>> even = torch.zeros(2, 3, 4)
+        >>> round(loss_of(even, torch.zeros(2, 3, dtype=torch.long)).item(), 4)  # log 4
+        1.3863
+    """
+    return F.cross_entropy(outputs.flatten(0, -2), labels.flatten(), label_smoothing=label_smoothing)
 
 
 def _update(job: Job) -> bool:
@@ -163,14 +176,18 @@ def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManage
 def evaluate(
     model: nn.Module, data: Dataset, split: Split, amp: str = "none", batch: int = 1000
 ) -> dict[str, float]:
-    """Mean loss and accuracy over a split, in evaluation mode; the mode before is put back."""
+    """Mean loss (nats) and accuracy over a split, in evaluation mode; the mode before is put back.
+
+    At most ``batch`` examples at once, fewer where they are large images or long texts.
+    """
+    batch = max(1, min(batch, _AT_ONCE[split.labels.dim() > 1] // math.prod(split.inputs.shape[1:])))
     was_training = model.training
     model.eval()
-    running = Running(split.inputs.device)
+    running = Running(split.labels.device)
     for inputs, labels in in_order(split, batch):
         with autocast(inputs.device, amp):
             outputs = model(data.normalise(inputs))
-        running.add(F.cross_entropy(outputs.float(), labels), outputs, labels)
+        running.add(loss_of(outputs.float(), labels), outputs, labels)
     model.train(was_training)
     return running.take()
 

@@ -80,10 +80,10 @@ class Running:
         self.count = 0
 
     def add(self, loss: Tensor, outputs: Tensor, labels: Tensor) -> None:
-        """Count one batch: its mean loss, its outputs (N, classes) and its labels (N,)."""
-        self.loss += loss.detach() * len(labels)
-        self.correct += (outputs.detach().argmax(1) == labels).sum()
-        self.count += len(labels)
+        """Count one batch: its mean loss, its outputs (..., classes) and its labels (...)."""
+        self.loss += loss.detach() * labels.numel()
+        self.correct += (outputs.detach().argmax(-1) == labels).sum()
+        self.count += labels.numel()
 
     def take(self) -> dict[str, float]:
         """Mean loss and accuracy, and start again."""

@@ -60,8 +60,12 @@ KINDS = {
 }
 
 
-def problems(section: str, name: str, options: Mapping[str, Any]) -> list[str]:
+def problems(
+    section: str, name: str, options: Mapping[str, Any], context: Mapping[str, Any] | None = None
+) -> list[str]:
     """Everything that is wrong with a named choice, each line led by its path.
+
+    ``context`` holds defaults of this run that win over those of the signature, where it has such parameters.
 
     Example:
         >>> for line in problems("optimizer", "sgd", {"lr": "fast", "momentom": 0.9}):
@@ -85,7 +89,8 @@ def problems(section: str, name: str, options: Mapping[str, Any]) -> list[str]:
             found.append(f"{section}.{key}: {wrong}")
     missing = [key for key, default in parameters.items() if default is inspect.Parameter.empty]
     found += [f"{section}.{key}: {name} needs it" for key in missing if key not in options]
-    return found or _refused(section, kind, name, dict(options))
+    fitted = {key: value for key, value in (context or {}).items() if key in parameters}
+    return found or _refused(section, kind, name, fitted | dict(options))
 
 
 def resolve(

@@ -19,7 +19,6 @@ require("yaml", "a recipe")
 
 from pydantic import Field, ValidationError, model_validator
 
-from startsparse.training import data as data_sets
 from startsparse.training import options, reading
 from startsparse.training.sections import Data, Named, Section, Train
 
@@ -77,7 +76,7 @@ class Recipe(Section):
         return self.model_dump(mode="json") | self._each(options.resolve)
 
     def _each(self, view: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-        entry = data_sets.TABLE[self.data.name]
+        entry = self.data.entry()
         context = {"input_shape": entry.shape, "classes": entry.classes, "seed": self.seed}
         chosen: dict[str, Named | None] = {section: getattr(self, section) for section in options.KINDS}
         return {key: view(key, named.name, named.options, context) for key, named in chosen.items() if named}
@@ -139,10 +138,19 @@ def parse(raw: dict[str, Any]) -> Recipe:
         chosen = {"name": raw[section]} if isinstance(raw.get(section), str) else raw.get(section)
         if isinstance(chosen, dict) and isinstance(chosen.get("name"), str):
             rest = {key: value for key, value in chosen.items() if key != "name"}
-            wrong += options.problems(section, chosen["name"], rest)
+            wrong += options.problems(section, chosen["name"], rest, _context(raw))
     if recipe is None or wrong:
         raise RecipeError("\n".join(dict.fromkeys(wrong)))
     return recipe
+
+
+def _context(raw: dict[str, Any]) -> dict[str, Any]:
+    """What models take from the data, where these can be told; what is wrong with them is said elsewhere."""
+    try:
+        entry = Data.model_validate(raw.get("data")).entry()
+    except ValidationError:
+        return {}
+    return {"input_shape": entry.shape, "classes": entry.classes}
 
 
 def _line(problem: Any) -> str:

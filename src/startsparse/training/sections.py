@@ -46,20 +46,25 @@ class Data(Section):
     validation: float | int = 0.1
     batch_size: Positive = 128
     augment: str | None = None
+    size: Positive | None = None
+    context: Positive | None = None
+    label: str | None = None
+
+    @property
+    def options(self) -> data_sets.Options:
+        """What is asked of the data set besides its name."""
+        return data_sets.Options(self.size, self.context, self.label)
+
+    def entry(self) -> data_sets.Entry:
+        """What is known of the data set; a file that its name points at is looked into."""
+        return data_sets.describe(self.name, self.root, self.options)
 
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        find("data set", value, data_sets.TABLE)
+        if not value.startswith(tuple(data_sets.KINDS)):
+            find("data set", value, data_sets.TABLE)
         return value
-
-    @model_validator(mode="after")
-    def _enough_examples(self) -> Data:
-        try:
-            data_sets.num_held_out(data_sets.TABLE[self.name].examples, self.validation)
-        except ValueError as error:
-            raise ValueError(f"validation: {error}") from error
-        return self
 
     @field_validator("augment")
     @classmethod
@@ -67,6 +72,23 @@ class Data(Section):
         if value is not None:
             find("augmentation", value, data_sets.AUGMENTS)
         return value
+
+    @model_validator(mode="after")
+    def _fits_the_data(self) -> Data:
+        try:
+            entry = self.entry()
+        except (ValueError, OSError, ImportError) as error:
+            named = str(error).partition(":")[0] in ("size", "context", "label")
+            raise ValueError(str(error) if named else f"name: {error}") from error
+        try:
+            data_sets.num_held_out(entry.examples, self.validation)
+        except ValueError as error:
+            raise ValueError(f"validation: {error}") from error
+        if self.augment is not None and len(entry.shape) != 3:
+            raise ValueError(
+                f"augment: {self.augment} is for images, {self.name} has inputs of shape {entry.shape}"
+            )
+        return self
 
 
 class Train(Section):

@@ -72,7 +72,7 @@ def test_a_full_disk_costs_only_the_cache(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("startsparse.training.data.parquet.save_tree", full)
+    monkeypatch.setattr("startsparse.training.data.cache.save_tree", full)
     with pytest.warns(UserWarning, match="could not be kept"):
         assert len(read_folder(folder)[0]) == 6
 
@@ -93,7 +93,7 @@ def test_a_missing_shard_is_counted(folder):
         (lambda path: write_shard(path, [b"no picture"], [1]), "row 0: not an image"),
         (lambda path: write_shard(path, [png(pictures(1)[0, :16])], [1]), r"an image of shape \(3, 16, 32\)"),
         (lambda path: write_shard(path, [png(pictures(1)[0])], [10]), "labels from 10 to 10"),
-        (lambda path: pq.write_table(pa.table({"x": [1]}), path), "no image column"),
+        (lambda path: pq.write_table(pa.table({"x": [1]}), path), "no image or label column"),
     ],
 )
 def test_a_damaged_shard_is_named(folder, harm, says):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from startsparse.training.data.cache import cache_folder
+from startsparse.training.data.cache import keep_decoded
 from startsparse.training.data.errors import DamagedData, MissingData
 from startsparse.training.data.splits import Split
-from startsparse.training.files import DamagedFile, load_tree, save_tree
 from startsparse.training.names import require
 
 _FORMAT = 1  # of the decoded cache: another number, another file
@@ -27,23 +26,17 @@ def read_folder(
 ) -> tuple[Split, Split]:
     """(train, test) from the shards of a folder (or its ``plain_text``), through the decoded cache."""
     shards = {part: find_shards(folder, part) for part in ("train", "test")}
-    cached = cache_folder() / f"{folder.name}-{_fingerprint(shards)}.decoded"
-    if cached.is_file():
-        try:
-            tree = load_tree(cached)
-            return Split(*tree["train"]), Split(*tree["test"])
-        except (DamagedFile, KeyError, TypeError) as error:
-            warnings.warn(f"decoding {folder.name} again: {error}", stacklevel=2)
-    splits = {part: _decode_shards(files, shape, classes) for part, files in shards.items()}
-    try:
-        save_tree(
-            cached, {part: [split.inputs, split.labels.to(torch.uint8)] for part, split in splits.items()}
-        )
-    except OSError as error:
-        warnings.warn(
-            f"the decoded cache could not be kept, so decoding is paid each time: {error}", stacklevel=2
-        )
-    return splits["train"], splits["test"]
+
+    def decode() -> tuple[Split, Split]:
+        train, test = (_decode_shards(files, shape, classes) for files in shards.values())
+        return train, test
+
+    return keep_decoded(folder.name, _fingerprint(shards), decode)
+
+
+def reader(classes: int) -> Callable[[Path], tuple[Split, Split]]:
+    """``read_folder`` for colour images of 32x32 of so many classes."""
+    return lambda folder: read_folder(folder, classes=classes)
 
 
 def find_shards(folder: Path, part: str) -> list[Path]:
@@ -81,9 +74,10 @@ def _decode_shard(path: Path, shape: tuple[int, int, int], classes: int) -> tupl
         table = parquet.read_table(path)
         column = next(name for name in ("img", "image") if name in table.column_names)
         encoded = [row["bytes"] for row in table[column].to_pylist()]
-        labels = torch.tensor(table["label"].to_pylist(), dtype=torch.int64)
+        classed = next(name for name in ("label", "fine_label") if name in table.column_names)
+        labels = torch.tensor(table[classed].to_pylist(), dtype=torch.int64)
     except (arrow.ArrowException, OSError, KeyError, StopIteration, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "no image column"
+        reason = str(error).splitlines()[0] if str(error) else "no image or label column"
         raise DamagedData(f"{path} is damaged or of another schema ({reason}); fetch it again") from error
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise DamagedData(

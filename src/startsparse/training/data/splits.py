@@ -1,8 +1,9 @@
-"""What a data set is once it is read: bytes on a device, split in three."""
+"""What a data set is once it is read: examples on a device, split in three."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,15 @@ from startsparse.training.seeds import derive
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels of one part: ``inputs`` uint8 (N, C, H, W), ``labels`` int64 (N,)."""
+    """Examples of one part.
 
-    inputs: Tensor
+    Attributes:
+        inputs: images uint8 (N, C, H, W) (or files that are decoded when they are looked at), features of a table
+            float32 (N, F), or characters int64 (N, context).
+        labels: int64 (N,), or for text the characters that follow (N, context).
+    """
+
+    inputs: Any
     labels: Tensor
 
     def __len__(self) -> int:
@@ -28,19 +35,30 @@ class Split:
         """The same split on ``device``."""
         return Split(self.inputs.to(device), self.labels.to(device))
 
+    def hold_out(self, count: int, seed: int) -> tuple[Split, Split]:
+        """(the rest, ``count`` examples), by a permutation that depends on the seed alone."""
+        generator = torch.Generator().manual_seed(derive(seed, "validation"))
+        order = torch.randperm(len(self), generator=generator)
+        return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
+
+    def of_epoch(self, draw: int) -> Split:
+        """The examples of one epoch of training; ``draw`` is a random number of that epoch."""
+        return self
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set held in memory: decoded once, uint8, normalised where it is used.
+    """A data set, normalised where it is used.
 
     Attributes:
         name: what ``load`` calls it.
         train: what the net learns from.
-        validation: held out of the training part by seed; all choices are made on it. May be empty.
+        validation: held out of the training part; all choices are made on it. May be empty.
         test: touched once, for the final figure.
-        mean: per channel, of value / 255.
-        std: per channel, of value / 255.
-        classes: number of classes.
+        mean: per channel or feature, of value / scale; empty for text, which is not normalised.
+        std: per channel or feature, of value / scale.
+        classes: number of classes, or of distinct characters.
+        scale: 255 for images, 1 for tables.
     """
 
     name: str
@@ -50,10 +68,11 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: int
+    scale: float = 255
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one image."""
+        """(C, H, W) of one image, (F,) of a row, or (context,) of text."""
         return tuple(self.train.inputs.shape[1:])
 
     def to(self, device: torch.device | str) -> Dataset:
@@ -66,14 +85,17 @@ class Dataset:
         )
 
     def normalise(self, inputs: Tensor) -> Tensor:
-        """uint8 (N, C, H, W) -> float32 of mean 0 and variance 1 per channel over the training part."""
-        scale = torch.tensor(self.std, device=inputs.device).mul_(255).reciprocal_().view(1, -1, 1, 1)
-        shift = torch.tensor(self.mean, device=inputs.device).mul_(-255).view(1, -1, 1, 1)
-        return inputs.float().add_(shift).mul_(scale)
+        """What the model takes: float32 of mean 0 and variance 1 per channel over the training part, or characters."""
+        if not self.mean:
+            return inputs
+        shape = (1, -1, *(1 for _ in inputs.shape[2:]))
+        scale = torch.tensor(self.std, device=inputs.device).mul_(self.scale).reciprocal_().view(shape)
+        shift = torch.tensor(self.mean, device=inputs.device).mul_(-self.scale).view(shape)
+        return inputs.float().add(shift).mul_(scale)
 
 
 def hold_out(train: Split, validation: float, seed: int) -> tuple[Split, Split]:
-    """Split a training part in (train, validation), by a permutation that depends on the seed alone.
+    """Split a training part in (train, validation): by seed, or text by position.
 
     Args:
         train: the whole training part.
@@ -86,11 +108,7 @@ def hold_out(train: Split, validation: float, seed: int) -> tuple[Split, Split]:
         >>> len(rest), len(held), sorted(rest.labels.tolist() + held.labels.tolist()) == list(range(10))
         (8, 2, True)
     """
-    total = len(train)
-    count = num_held_out(total, validation)
-    generator = torch.Generator().manual_seed(derive(seed, "validation"))
-    order = torch.randperm(total, generator=generator)
-    return train.take(order[count:].sort().values), train.take(order[:count].sort().values)
+    return train.hold_out(num_held_out(len(train), validation), seed)
 
 
 def num_held_out(total: int, validation: float) -> int:
