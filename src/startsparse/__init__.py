@@ -8,6 +8,7 @@ from .artifact import save as save
 from .distributions import Scaled as Scaled
 from .execution.convert import densify_execution as densify_execution
 from .execution.convert import sparsify_execution as sparsify_execution
+from .methods import GGR as GGR
 from .methods import GMP as GMP
 from .methods import SET as SET
 from .methods import SNIP as SNIP

@@ -38,6 +38,9 @@ class Setting:
 
 
 SETTINGS: dict[str, Setting] = {
+    "ggr": Setting(
+        {"update_interval": 2, "drop_schedule": "constant", "update_end": 8, "floor": 0}, True, (2, 4, 6)
+    ),
     "gmp": Setting({"update_interval": 2, "update_begin": 1, "update_end": 8}, changes=(2, 4, 6)),
     "magnitude": Setting(),
     "rigl": Setting({"update_interval": 2, "drop_fraction": 0.5, "update_end": 8}, True, (2, 4, 6)),

@@ -255,6 +255,7 @@ def test_drop_fraction_zero_changes_nothing(method):
         assert equal(trial.sparse.masks, start)
 
 
+@pytest.mark.filterwarnings("ignore:.* no live weight left")
 @pytest.mark.parametrize("method", MOVING)
 def test_drop_fraction_one_decides_every_weight_anew(method):
     trial = Trial(method, "dense", "adam", drop_fraction=1.0, drop_schedule="constant", exclude_dropped=True)

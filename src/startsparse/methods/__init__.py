@@ -10,6 +10,7 @@ from ..names import nearest
 from .base import Method as Method
 from .drop_grow import SET as SET
 from .drop_grow import RigL as RigL
+from .ggr import GGR as GGR
 from .prune import GMP as GMP
 from .prune import SNIP as SNIP
 from .prune import Magnitude as Magnitude
@@ -19,7 +20,7 @@ from .view import DenseView as DenseView
 from .view import LayerView as LayerView
 
 REGISTRY: dict[str, type[Method]] = {
-    method.name: method for method in (Static, Magnitude, SNIP, GMP, SET, RigL)
+    method.name: method for method in (Static, Magnitude, SNIP, GMP, SET, RigL, GGR)
 }
 KINDS = ("attach", "search", "lottery")
 

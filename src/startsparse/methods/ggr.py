@@ -1,0 +1,313 @@
+"""Dynamic sparse training that moves weights across layers, to where the dense gradient asks for them: GGR."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..criteria import gradient as gradient_score
+from ..criteria import magnitude
+from ..selection import top_k, top_k_across
+from .base import Change, Changes, Start, Views, layer_counts
+from .drop_grow import DropGrow, moved
+from .redistribute import affordable, counts_by_rank, shared
+from .view import LayerView
+
+COUNTS = ("top_gradients", "mean_gradient", "sum_gradient", "live", "dropped")
+NORMS = ("none", "l2", "fan_in")
+SCOPES = ("layer", "global")
+UNITS = "units"
+PATIENCE = 3  # updates in a row without growth before it is said aloud
+
+Found = dict[str, tuple[Tensor, Tensor]]  # layer name -> candidates and their scores
+
+
+@dataclass(frozen=True)
+class GGR(DropGrow):
+    """Global gradient-based redistribution: each layer drops its smallest weights, and they grow where the dense
+    gradient of the whole net is largest, so layers that need weights get them.
+
+    At an update each layer drops the same share of its weights, R in all. A layer then grows as many as it has among
+    the R highest abs(dense gradient) of all inactive positions of all layers; a share ``rho`` of them at these
+    positions, the rest at random ones. The number of live weights of the net never changes.
+
+    Args:
+        rho: share of a layer's growth that is placed where its gradient is largest, in [0, 1]; the rest is drawn.
+        count_by: what decides how much a layer grows: "top_gradients" (its share of the highest R gradients),
+            "mean_gradient" (in proportion to mean abs(gradient) of its live weights), "sum_gradient" (of the sum of
+            abs(gradient) over its inactive positions), "live" (of its live weights after the drop) or "dropped"
+            (what it gave up, so layers keep their size).
+        normalise: factor on a layer's gradients before layers are compared: "none", "l2" (one over their L2 norm over
+            inactive positions) or "fan_in" (the square root of the inputs of a unit).
+        gradient_window: steps whose dense gradients are summed, with their signs, for an update: the last ones up to
+            it. At most ``update_interval``.
+        drop_scope: "layer" (the same share of every layer) or "global" (the smallest weights of the net).
+        floor: live weights below which a layer drops nothing: an int for every layer, a float for a share of what
+            ERK would give it, or "units" for one an output unit.
+        ceiling: largest density of a layer, in (0, 1]; the first masks keep to it too.
+
+    References:
+        Parger et al., Gradient-based Weight Density Balancing for Robust Dynamic Sparse Training, 2022, abstract,
+        https://arxiv.org/abs/2210.14012
+        Evci et al., Rigging the Lottery, ICML 2020, section 3 (what is dropped, when, and how much)
+
+    Fidelity:
+        A reconstruction from the paper's abstract and a summary of it: weights are removed by magnitude, the growth of
+        a layer is counted by the globally largest gradients, and placed by gradients and at random. Everything else
+        is ours: the shares, the window, floor and ceiling, no normalisation, RigL's schedule. See the card.
+
+    Example:
+        >>> method = GGR(density=0.01, gradient_window=20)
+        >>> [step for step in range(1000) if method.wants_gradient(step, 1000)][:3], method.rho
+        ([81, 82, 83], 0.5)
+    """
+
+    name: ClassVar[str] = "ggr"
+    paper: ClassVar[str] = "Parger et al. 2022"
+    summary: ClassVar[str] = "drop by magnitude, grow in the layers and places the gradient asks for"
+
+    rho: float = 0.5
+    count_by: str = "top_gradients"
+    normalise: str = "none"
+    gradient_window: int = 1
+    drop_scope: str = "layer"
+    floor: float | str = 1
+    ceiling: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._share("rho", zero=True)
+        self._share("ceiling", zero=False)
+        self._one_of("count_by", COUNTS)
+        self._one_of("normalise", NORMS)
+        self._one_of("drop_scope", SCOPES)
+        self._integer("gradient_window", low=1)
+        if self.gradient_window > self.update_interval:
+            raise ValueError(
+                f"{self.name}: gradient_window={self.gradient_window} is longer than "
+                f"update_interval={self.update_interval}: a window holds gradients of one topology"
+            )
+        if self.normalise != "none" and self.count_by != "top_gradients":
+            raise ValueError(
+                f"{self.name}: normalise={self.normalise!r} scales gradients that are ranked across layers; "
+                f"count_by={self.count_by!r} ranks none"
+            )
+        if isinstance(self.floor, str):
+            self._one_of("floor", (UNITS,))
+        elif isinstance(self.floor, float):
+            self._share("floor", zero=True)
+        else:
+            self._integer("floor", low=0)
+
+    def _share(self, field: str, zero: bool) -> None:
+        value = getattr(self, field)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not (0 <= value <= 1) or not (zero or value):
+            raise ValueError(f"{self.name}: {field} must be in {'[' if zero else '('}0, 1], got {value!r}")
+
+    # -- when --------------------------------------------------------------------------------------------------
+
+    @property
+    def _ranks_gradients(self) -> bool:
+        return self.rho > 0 or self.count_by not in ("live", "dropped") or self.grown_value == "gradient_sign"
+
+    def wants_gradient(self, step: int, total_steps: int | None) -> bool:
+        update = -(-step // self.update_interval) * self.update_interval
+        near = update - step < self.gradient_window
+        return self._ranks_gradients and near and self.due(update, total_steps)
+
+    def gradient_carry(self, step: int, total_steps: int | None) -> float:
+        inside = self.wants_gradient(step, total_steps) and step > 0
+        return float(
+            inside and self.wants_gradient(step - 1, total_steps) and not self.due(step - 1, total_steps)
+        )
+
+    # -- where it begins ---------------------------------------------------------------------------------------
+
+    def check(self, views: Views, total_steps: int | None) -> None:
+        super().check(views, total_steps)
+        wanted = round(self.density * sum(math.prod(view.shape) for view in views.values()))
+        room = sum(self._limits(views).values())
+        if wanted > room and self.ceiling < 1:
+            raise ValueError(
+                f"{self.name}: density {self.density:g} asks for {wanted} weights, but under "
+                f"ceiling={self.ceiling:g} the layers hold only {room}: raise the ceiling or lower the density"
+            )
+
+    def start(self, views: Views) -> dict[str, Start]:
+        counts = layer_counts(self.distribution, views, self.density, capacity=self._limits(views))
+        return {name: self._draw(view, counts[name]) for name, view in views.items()}
+
+    # -- the update --------------------------------------------------------------------------------------------
+
+    def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
+        moving = {name: views[name] for name in sorted(views) if not views[name].frozen}
+        live = {name: view.num_active for name, view in moving.items()}
+        floors = self._floors(moving)
+        free = {name: view.capacity - live[name] for name, view in moving.items()}
+        drops, keeps = self._drops(moving, live, floors, self.fraction(step, total_steps))
+        if self.count_by == "dropped" and self.exclude_dropped:
+            drops = {name: min(count, free[name]) for name, count in drops.items()}
+        drops, room = affordable(drops, live, free, self._limits(moving), not self.exclude_dropped)
+        dropped = {}
+        for name, view in moving.items():
+            kept = keeps.get(name)
+            if kept is None or int(kept.sum()) != live[name] - drops[name]:
+                kept = self.keep(view, live[name] - drops[name])
+            dropped[name] = view.active_positions()[~kept]
+        returning = {name: gone[:0] if self.exclude_dropped else gone for name, gone in dropped.items()}
+        counts, found = self._counts(moving, drops, room, returning)
+        changes = {}
+        for name, view in moving.items():
+            grown = self._place(view, counts[name], found.get(name), returning[name], step)
+            changes[name] = self._remember(view, moved(dropped[name], grown), drops[name], counts[name])
+        return changes
+
+    def _drops(
+        self, views: Views, live: Mapping[str, int], floors: Mapping[str, int], fraction: float
+    ) -> tuple[dict[str, int], dict[str, Tensor]]:
+        """How many live weights each layer drops, and which stay where a ranking over all layers decided it."""
+        spare = {name: max(0, live[name] - floors[name]) for name in views}
+        if self.drop_scope == "layer":
+            return {name: min(int(fraction * live[name]), spare[name]) for name in views}, {}
+        scores = {}
+        for name, view in views.items():
+            scores[name] = magnitude(view.active_weights()).clone()
+            scores[name][top_k(scores[name], live[name] - spare[name], what=name)] = torch.inf
+        total = min(int(fraction * sum(live.values())), sum(spare.values()))
+        keeps = top_k_across(scores, sum(live.values()) - total)
+        return {name: live[name] - int(keeps[name].sum()) for name in views}, keeps
+
+    def _counts(
+        self,
+        views: Views,
+        drops: Mapping[str, int],
+        room: Mapping[str, int],
+        returning: Mapping[str, Tensor],
+    ) -> tuple[dict[str, int], Found]:
+        """How much each layer grows, and the candidates where they were looked up for that."""
+        total = sum(drops.values())
+        if self.count_by == "top_gradients":
+            found = {
+                name: self._candidates(view, min(total, room[name]), returning[name])
+                for name, view in views.items()
+            }
+            scores = {name: score for name, (_, score) in found.items()}
+            if total and not any(bool((score > 0).any()) for score in scores.values()):
+                warnings.warn(
+                    f"{self.name}: no gradient reached an inactive weight: every layer gets back as many as it dropped",
+                    stacklevel=7,
+                )
+            return counts_by_rank(scores, total, drops, room), found
+        if self.count_by == "live":
+            wishes = {name: float(view.num_active - drops[name]) for name, view in views.items()}
+        elif self.count_by == "dropped":
+            wishes = {name: float(count) for name, count in drops.items()}
+        elif self.count_by == "mean_gradient":
+            live = {name: gradient_score(view.active_gradients()) for name, view in views.items()}
+            wishes = {name: float(score.mean()) if len(score) else 0.0 for name, score in live.items()}
+        else:
+            wishes = {name: float(_all_scores(v, returning[name])[1].sum()) for name, v in views.items()}
+        if not any(wishes.values()):
+            wishes = {name: float(count) for name, count in drops.items()}
+        return shared(total, wishes, room), {}
+
+    def _candidates(self, view: LayerView, count: int, returning: Tensor) -> tuple[Tensor, Tensor]:
+        """The best positions of a layer, and their scores as they are compared across layers."""
+        if self.normalise == "l2":
+            positions, scores = _all_scores(view, returning)
+            norm = float(torch.linalg.vector_norm(scores))
+            best = top_k(scores, count, what=view.name)
+            return positions[best], scores[best] / norm if norm else scores[best]
+        positions, scores = view.candidates(count, returning)
+        return positions, scores * _fan_in(view) ** 0.5 if self.normalise == "fan_in" else scores
+
+    def _place(
+        self,
+        view: LayerView,
+        count: int,
+        found: tuple[Tensor, Tensor] | None,
+        returning: Tensor,
+        step: int,
+    ) -> Tensor:
+        """Where a layer grows: the ``rho`` share at its largest gradients, the rest at random, rising.
+
+        With a random share a position whose gradient is zero is left to it: it is no better than any other.
+        """
+        wanted = min(count, math.floor(self.rho * count + 0.5))
+        if wanted == 0:
+            return view.grow_at_random(count, returning, self.seed, step)
+        positions, scores = view.candidates(wanted, returning) if found is None else found
+        if self.rho < 1:
+            wanted = min(wanted, int((scores > 0).sum()))
+        best = positions[top_k(scores, wanted, what=view.name)]
+        rest = _at_random_besides(view, best, count - wanted, returning, self.seed, step)
+        return torch.cat([best, rest]).sort().values if len(rest) else best
+
+    def _remember(self, view: LayerView, change: Change, dropped: int, grown: int) -> Change:
+        """Count the updates in a row in which a layer got nothing back, and say so once when they are many."""
+        starved = int(view.memory.get("starved", torch.tensor(0)))
+        starved = starved + 1 if dropped and not grown else 0
+        if starved == PATIENCE + 1:
+            warnings.warn(
+                f"{self.name}: {view.name} got no growth in {starved} updates and is down to "
+                f"{view.num_active - dropped:,} live weights: if it matters, hold it with floor=, e.g. floor=0.5",
+                stacklevel=7,
+            )
+        return replace(change, memory={"starved": torch.tensor(starved)})
+
+    # -- bounds ------------------------------------------------------------------------------------------------
+
+    def _limits(self, views: Views) -> dict[str, int]:
+        """The most live weights each layer may have."""
+        return {
+            name: min(view.capacity, math.floor(self.ceiling * math.prod(view.shape) + 1e-9))
+            for name, view in views.items()
+        }
+
+    def _floors(self, views: Views) -> dict[str, int]:
+        """The live weights below which a layer drops nothing."""
+        if isinstance(self.floor, str):
+            return {name: _units(view) for name, view in views.items()}
+        if isinstance(self.floor, int):
+            return dict.fromkeys(views, self.floor)
+        total = sum(math.prod(view.shape) for view in views.values())
+        live = sum(view.num_active for view in views.values())
+        if live == 0:
+            return dict.fromkeys(views, 0)
+        limits = self._limits(views)
+        erk = layer_counts("erk", views, min(live, sum(limits.values())) / total, capacity=limits)
+        return {name: math.floor(self.floor * count) for name, count in erk.items()}
+
+
+def _all_scores(view: LayerView, returning: Tensor) -> tuple[Tensor, Tensor]:
+    return view.candidates(view.num_growable(returning), returning)
+
+
+def _at_random_besides(
+    view: LayerView, taken: Tensor, count: int, returning: Tensor, seed: int, step: int
+) -> Tensor:
+    """The ``count`` growable positions that come first in the drawn order among those not ``taken``."""
+    drawn = count
+    while True:  # every position more that is drawn adds at most one, so the count is hit and never passed
+        positions = view.grow_at_random(drawn, returning, seed, step)
+        rest = positions[~torch.isin(positions, taken, assume_unique=True)]
+        if len(rest) == count:
+            return rest
+        drawn += count - len(rest)
+
+
+def _units(view: LayerView) -> int:
+    """Output units of a layer."""
+    return view.shape[1] * view.geometry.groups if view.geometry.transposed else view.shape[0]
+
+
+def _fan_in(view: LayerView) -> int:
+    """Weights of an output unit."""
+    return math.prod(view.shape) // _units(view)
