@@ -11,8 +11,9 @@ import startsparse as ss
 from startsparse import methods
 from startsparse.planning import Flops
 
+from .contract.settings import given, quick
+
 TOTAL_STEPS = 12
-FAST = {"gmp": {"update_interval": 2}, "set": {"update_interval": 2}, "rigl": {"update_interval": 2}}
 DISTRIBUTIONS = ["erk", "balanced", "uniform", {"4": 0.9, "*": "erk"}]
 SOURCES = {
     "dense": None,
@@ -55,7 +56,8 @@ def trained(method, source, build=perceptron, shape=(8, 30)):
     torch.manual_seed(0)
     model = build()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sparse = ss.attach(model, optimizer, method, source=source, total_steps=TOTAL_STEPS)
+    needed = given(method, torch.randn(shape))
+    sparse = ss.attach(model, optimizer, method, source=source, total_steps=TOTAL_STEPS, **needed)
     start = counts_of(sparse)
     for _ in range(TOTAL_STEPS):
         model(torch.randn(shape)).square().mean().backward()
@@ -87,9 +89,9 @@ def compare(method, source, build=perceptron, shape=(8, 30)):
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("name", methods.names("attach"))
 def test_a_plan_is_what_happens(name, source):
-    method = methods.make(name, density=0.2, **FAST.get(name, {}))
+    method = methods.make(name, density=0.2, **quick(name))
     plan, rows, start = compare(method, SOURCES[source])
-    if name != "magnitude":  # which is done before the first step
+    if name not in ("grasp", "magnitude", "synflow"):  # which are done before the first step
         assert plan.num_start == sum(start.values())
         assert {row.name: row.num_start for row in rows.values()} == start
 
@@ -100,7 +102,7 @@ def test_a_plan_is_what_happens(name, source):
     ids=str,
 )
 def test_a_plan_is_what_happens_under_every_distribution(name, distribution):
-    method = methods.make(name, density=0.2, distribution=distribution, **FAST.get(name, {}))
+    method = methods.make(name, density=0.2, distribution=distribution, **quick(name))
     plan, rows, _ = compare(method, None)
     assert all(row.num_final is not None for row in rows.values())
     assert plan.num_final == round(0.2 * plan.num_weights)
@@ -111,7 +113,7 @@ def test_a_plan_is_what_happens_under_every_distribution(name, distribution):
 @pytest.mark.parametrize("flow", ["none", "add", "keep_budget"])
 @pytest.mark.parametrize("draw", ["exact", "bernoulli"])
 def test_a_plan_counts_what_a_draw_and_a_repair_give(name, draw, flow):
-    method = methods.make(name, density=0.05, draw=draw, flow=flow, **FAST.get(name, {}))
+    method = methods.make(name, density=0.05, draw=draw, flow=flow, **quick(name))
     for source in (None, ss.RandomSource(0.4, seed=7)):
         plan, _, start = compare(method, source)
         assert plan.num_start == sum(start.values())
@@ -121,7 +123,7 @@ def test_a_plan_counts_what_a_draw_and_a_repair_give(name, draw, flow):
 
 @pytest.mark.parametrize("name", methods.names("attach"))
 def test_a_plan_of_convolutions(name):
-    method = methods.make(name, density=0.25, distribution="erk", **FAST.get(name, {}))
+    method = methods.make(name, density=0.25, distribution="erk", **quick(name))
     plan, rows, _ = compare(method, None, Net, (4, 4, 8, 8))
     assert {n: row.num_weights for n, row in rows.items()} == SIZES
     assert plan.num_parameters == sum(p.numel() for p in Net().parameters())
@@ -134,7 +136,7 @@ def test_planning_leaves_no_trace():
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
     for name in methods.names("attach"):
-        method = methods.make(name, density=0.2, **FAST.get(name, {}))
+        method = methods.make(name, density=0.2, **quick(name))
         plan = ss.plan(
             model, method, optimizer=optimizer, example_input=EXAMPLE, total_steps=TOTAL_STEPS, layers="!up"
         )

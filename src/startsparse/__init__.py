@@ -12,9 +12,11 @@ from .methods import GGR as GGR
 from .methods import GMP as GMP
 from .methods import SET as SET
 from .methods import SNIP as SNIP
+from .methods import GraSP as GraSP
 from .methods import Magnitude as Magnitude
 from .methods import RigL as RigL
 from .methods import Static as Static
+from .methods import SynFlow as SynFlow
 from .planning import Plan as Plan
 from .planning import plan as plan
 from .report import Report as Report

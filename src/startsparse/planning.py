@@ -200,7 +200,7 @@ def plan(
         ends = {name: shares[name] if count is None else float(count) for name, count in finals.items()}
         flops = _flops(method, ends, sizes, uses, batch, start_count, total_steps)
     num_states = _num_states(optimizer)
-    choices = _choices(execution, model, found, starts, optimizer, example_input)
+    choices = _choices(execution, model, found, starts, optimizer, example_input, method)
     rows = []
     for name, layer in found.items():
         has_source, final = views[name].source is not None, finals[name]
@@ -252,9 +252,10 @@ def _choices(
     starts: dict[str, int],
     optimizer,
     example_input: Any,
+    method: Method,
 ) -> dict[str, Choice]:
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or [])
-    choices = choose(execution, model, found, optimizers)
+    choices = choose(execution, model, found, optimizers, method)
     if execution == "auto":
         able = {name: found[name] for name, choice in choices.items() if choice.execution == "sparse"}
         choices |= faster(model, able, starts, example_input)
@@ -280,9 +281,9 @@ def _final_counts(
         target = method.target(-1, total, start_count, total_steps)
         changes = method.update(views, -1, target, total_steps)
         return {name: views[name].num_active - len(changes[name].dropped) for name in views}
-    if final_count == start_count:
+    if final_count == start_count and not method.moves_across_layers:
         return dict(starts)
-    if method.distribution == GLOBAL:
+    if method.distribution == GLOBAL or method.moves_across_layers:
         return dict.fromkeys(views)
     return dict(layer_counts(method.distribution, views, final_count / total, capacity=starts))
 

@@ -24,6 +24,7 @@ from .layers import find, left_dense
 from .masks import Lazy
 from .methods import Method
 from .names import nearest, plain
+from .passes import Passes
 from .report import Report, build_report
 from .sources import DenseSource, Source, describe
 from .topology import Topology
@@ -59,8 +60,9 @@ def attach(
         execution: "masked" (dense storage and compute, zeros in place), "sparse" (Linear and Conv2d keep and compute
             live values alone, on the CPU; the modules are turned in place), or "auto" (the faster of the two for each
             layer, timed at the shapes of ``example_input``).
-        data, loss_fn: for methods that make passes of their own; the present ones do not.
-        example_input: a batch, for ``execution="auto"`` and for methods that need one.
+        data: batches ``(inputs, target)``, for methods that make passes of their own (GraSP, SNIP over several batches).
+        loss_fn: ``loss_fn(model(inputs), target)``, for the same.
+        example_input: inputs of a batch, for ``execution="auto"`` and for methods that need one (SynFlow).
 
     Returns:
         The ``Sparsifier``. Nothing of it has to be called in the loop.
@@ -93,13 +95,17 @@ def attach(
         or (total_steps or 1) < 1
     ):
         raise ValueError(f"total_steps must be an int >= 1 or None, got {total_steps!r}")
-    unused = {"data": data, "loss_fn": loss_fn}
-    if execution != "auto":
-        unused["example_input"] = example_input
-    for name in [name for name, value in unused.items() if value is not None]:
-        warnings.warn(f"{method.name} makes no passes of its own: {name}= is not used", stacklevel=2)
+    given = {"data": data, "loss_fn": loss_fn, "example_input": example_input}
+    used = {*method.needs, *(["example_input"] if execution == "auto" else [])}
+    missing = [name for name in method.needs if given[name] is None]
+    if missing:
+        raise ValueError(
+            f"{method.name} scores the weights by passes of its own: attach() needs {', '.join(f'{n}=' for n in missing)}"
+        )
+    for name in [name for name, value in given.items() if value is not None and name not in used]:
+        warnings.warn(f"{method.name} makes no passes that need it: {name}= is not used", stacklevel=2)
     return Sparsifier(
-        model, optimizers, method, source or DenseSource(), total_steps, layers, execution, example_input
+        model, optimizers, method, source or DenseSource(), total_steps, layers, execution, given
     )
 
 
@@ -122,7 +128,7 @@ class Sparsifier:
         total_steps: int | None,
         layers: str | Sequence[str] | None,
         execution: str,
-        example_input: Any,
+        given: Mapping[str, Any],
     ):
         self.model, self.method, self.source, self.total_steps = model, method, source, total_steps
         self._optimizers = optimizers
@@ -150,13 +156,14 @@ class Sparsifier:
                 "parametrization, or leave it at that with layers=",
                 stacklevel=3,
             )
-        choices = choose(execution, model, self._layers, optimizers)
-        self._topology = Topology(self._layers, method, source, total_steps, optimizers)
+        choices = choose(execution, model, self._layers, optimizers, method)
+        passes = Passes(model, self._layers, **given) if method.needs else None
+        self._topology = Topology(self._layers, method, source, total_steps, optimizers, passes)
         if execution == "auto":
             able = {
                 name: self._layers[name] for name, choice in choices.items() if choice.execution == "sparse"
             }
-            choices |= faster(model, able, self._topology.first_counts(), example_input)
+            choices |= faster(model, able, self._topology.first_counts(), given["example_input"])
         self.execution: dict[str, Choice] = choices
         self._topology.warn_of_empty_layers(self._topology.first_counts(), stacklevel=3)
         self._connect()
@@ -228,7 +235,7 @@ class Sparsifier:
 
     @property
     def phase(self) -> str:
-        """What the method is doing: "static", "scoring", "pruning", "exploring" or "fixed"."""
+        """What the method is doing: "static", "scoring", "pruning", "exploring", "fixed", "dense" or "sparse"."""
         return self.method.phase(self.step, self.total_steps)
 
     def describe(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from .execution.optimizers import forget_directions
 from .execution.sparse import SparseSite
 from .layers import Layer
 from .methods import Change, Method
+from .passes import Passes
 from .sources import Source, Support
 
 
@@ -31,6 +32,7 @@ class Topology:
         source: where they may live.
         total_steps: length of the run, or None.
         optimizers: their state follows the weights.
+        passes: for a method that chooses its first masks by passes of its own.
 
     Attributes:
         sites: layer name -> what holds its weights.
@@ -49,6 +51,7 @@ class Topology:
         source: Source,
         total_steps: int | None,
         optimizers: Sequence[Optimizer],
+        passes: Passes | None = None,
     ):
         self.method, self.total_steps = method, total_steps
         self.num_weights = sum(math.prod(layer.shape) for layer in layers.values())
@@ -84,7 +87,11 @@ class Topology:
         self.num_updates = self.num_moved = 0
         self._empty: set[str] = set()
         self._parents: dict[str, tuple[nn.Module, str]] = {}
-        self._first = self._decide(-1) if method.due(-1, total_steps) else {}
+        self._first: Mapping[str, Change] = {}
+        if method.needs:
+            self._first = self._begin(passes)
+        elif method.due(-1, total_steps):
+            self._first = self._decide(-1)
 
     def begin(self, model: nn.Module, sparse: Collection[str]) -> None:
         """Put the weights onto their first masks, and some layers under sparse execution.
@@ -168,6 +175,18 @@ class Topology:
         if mask is not None:
             site.place(mask.reshape(-1).nonzero().squeeze(1))
 
+    def _begin(self, passes: Passes | None) -> dict[str, Change]:
+        assert passes is not None
+        dummy = [name for name, site in self.sites.items() if isinstance(site, MetaSite)]
+        if dummy:
+            raise ValueError(
+                f"{self.method.name} scores weights, but {dummy[0]} is on the meta device and has none yet"
+            )
+        try:
+            return self.method.begin(self.views(), passes, self.target(-1))
+        except ValueError as error:
+            raise ValueError(f"{self.method.name} cannot choose its first masks: {error}") from error
+
     def _decide(self, step: int) -> dict[str, Change]:
         try:
             return self.method.update(self.views(), step, self.target(step), self.total_steps)
@@ -178,7 +197,9 @@ class Topology:
         for name, change in changes.items():
             if change.memory is not None:
                 site = self.sites[name]
-                site.memory = {key: site.memory[key] for key in (KEPT,) if key in site.memory} | dict(change.memory)
+                site.memory = {key: site.memory[key] for key in (KEPT,) if key in site.memory} | dict(
+                    change.memory
+                )
             if len(change.dropped) + len(change.grown):
                 self.sites[name].apply(change, self._optimizers, self.method, step)
                 self.num_moved += len(change.dropped)

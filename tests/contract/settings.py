@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -38,15 +38,32 @@ class Setting:
 
 
 SETTINGS: dict[str, Setting] = {
+    "acdc": Setting(
+        {"update_begin": 1, "phase_length": 2, "last_dense": 2, "update_end": 7}, changes=(1, 3, 7)
+    ),
     "ggr": Setting(
         {"update_interval": 2, "drop_schedule": "constant", "update_end": 8, "floor": 0}, True, (2, 4, 6)
     ),
+    "granet": Setting(
+        {
+            "update_interval": 2,
+            "prune_end": 6,
+            "start_density": 0.4,
+            "regrow_schedule": "constant",
+        },
+        True,
+        (2, 4, 6, 8),
+    ),
+    "itop": Setting({"update_interval": 2, "update_end": 8}, True, (2, 4, 6)),
+    "mest": Setting({"update_interval": 2, "update_end": 8, "drop_fraction": 0.3}, True, (2, 4, 6)),
     "gmp": Setting({"update_interval": 2, "update_begin": 1, "update_end": 8}, changes=(2, 4, 6)),
+    "grasp": Setting(),
     "magnitude": Setting(),
     "rigl": Setting({"update_interval": 2, "drop_fraction": 0.5, "update_end": 8}, True, (2, 4, 6)),
     "set": Setting({"update_interval": 2, "drop_fraction": 0.5, "update_end": 8}, True, (2, 4, 6)),
     "snip": Setting(changes=(0,)),
     "static": Setting(random=True),
+    "synflow": Setting({"rounds": 5}),
 }
 
 
@@ -83,6 +100,24 @@ def batches(count: int, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
         (torch.randn(5, 8, generator=generator), torch.randn(5, 10, generator=generator))
         for _ in range(count)
     ]
+
+
+def quick(name: str, interval: int = 2, end: float = 0.8) -> dict[str, Any]:
+    """A row's hyper-parameters for a run of another length: an update every ``interval`` steps until ``end``."""
+    schedule = {"update_interval": interval, "update_end": end}
+    known = {field.name for field in fields(ss.methods.get(name))}
+    return SETTINGS[name].hyper_parameters | {key: schedule[key] for key in schedule.keys() & known}
+
+
+def given(how: ss.methods.Method, inputs: Tensor | None = None) -> dict[str, Any]:
+    """What ``attach`` must be given for the passes a method makes of its own."""
+    inputs = batches(1)[0][0] if inputs is None else inputs
+    signals = {
+        "data": [(inputs + shift, torch.zeros(len(inputs))) for shift in range(2)],
+        "loss_fn": lambda output, target: (output.flatten(1).mean(1) - target - 1).square().mean(),
+        "example_input": inputs,
+    }
+    return {name: signals[name] for name in how.needs}
 
 
 def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

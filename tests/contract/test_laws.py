@@ -22,6 +22,7 @@ from .settings import (
     TOTAL_STEPS,
     WEIGHTS,
     batches,
+    given,
     loss_of,
     make,
     tiny,
@@ -101,8 +102,9 @@ class Trial:
         self.model = tiny(source)
         self.optimizer = self.stepping.build(self.model.parameters())
         self.where = SOURCES[source]()
+        how = make(method, **changes)
         self.sparse = ss.attach(
-            self.model, self.optimizer, make(method, **changes), source=self.where, total_steps=TOTAL_STEPS
+            self.model, self.optimizer, how, source=self.where, total_steps=TOTAL_STEPS, **given(how)
         )
 
     def __iter__(self):
@@ -217,6 +219,7 @@ def test_ties_do_not_change_the_counts(method, source, execution):
         source=SOURCES[source](),
         total_steps=TOTAL_STEPS,
         execution=execution,
+        **given(make(method)),
     )
     for batch in DATA[:TOTAL_STEPS]:
         step(model, optimizer, batch, closure=False)
@@ -234,7 +237,13 @@ def test_counts_are_exact_under_sparse_execution(method, density, source):
     model = tiny()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     sparse = ss.attach(
-        model, optimizer, how, source=SOURCES[source](), total_steps=TOTAL_STEPS, execution="sparse"
+        model,
+        optimizer,
+        how,
+        source=SOURCES[source](),
+        total_steps=TOTAL_STEPS,
+        execution="sparse",
+        **given(how),
     )
     for batch in DATA[:TOTAL_STEPS]:
         assert mask_rules.num_active(sparse.masks) == sparse.target_count
@@ -274,7 +283,9 @@ def masks_of_run(method: str, source, execution: str = "masked", **changes) -> l
     model = tiny()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     how = make(method, **changes)
-    sparse = ss.attach(model, optimizer, how, source=source, total_steps=TOTAL_STEPS, execution=execution)
+    sparse = ss.attach(
+        model, optimizer, how, source=source, total_steps=TOTAL_STEPS, execution=execution, **given(how)
+    )
     seen = [snapshot(sparse.masks)]
     for batch in DATA[:TOTAL_STEPS]:
         step(model, optimizer, batch, closure=False)
@@ -324,6 +335,7 @@ class Job:
             source=SOURCES[source](),
             total_steps=TOTAL_STEPS,
             execution=execution,
+            **given(make(method)),
         )
 
     def micro_step(self, index: int) -> None:
@@ -399,7 +411,8 @@ def test_excluded_layers_are_untouched_and_the_budget_is_met_by_the_rest(method)
     model = tiny()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     excluded = model[0].weight.detach().clone()
-    sparse = ss.attach(model, optimizer, make(method), layers=["!0"], total_steps=TOTAL_STEPS)
+    how = make(method)
+    sparse = ss.attach(model, optimizer, how, layers=["!0"], total_steps=TOTAL_STEPS, **given(how))
     assert torch.equal(model[0].weight, excluded)
     for batch in DATA[:TOTAL_STEPS]:
         twin, other = copy.deepcopy((model, optimizer))
@@ -416,8 +429,12 @@ def test_unknown_signals_change_nothing_but_are_named(method):
     model = tiny()
     plain = masks_of_run(method, None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    with pytest.warns(UserWarning, match=f"{method}.*data= is not used"):
-        sparse = ss.attach(model, optimizer, make(method), total_steps=TOTAL_STEPS, data=DATA)
+    how = make(method)
+    unused = "example_input" if "data" in how.needs else "data"
+    with pytest.warns(UserWarning, match=f"{method}.*{unused}= is not used"):
+        sparse = ss.attach(
+            model, optimizer, how, total_steps=TOTAL_STEPS, **({unused: DATA[0][0]} | given(how))
+        )
     for batch in DATA[:TOTAL_STEPS]:
         step(model, optimizer, batch, closure=False)
     assert equal(sparse.masks, plain[-1])
@@ -435,7 +452,7 @@ def test_a_method_is_its_plain_data(method):
         made.density = 0.5
     job = Job(method, "dense", "sgd")
     assert job.sparse.describe()["method"] == {"name": method} | made.hyper_parameters()
-    assert job.sparse.phase in {"static", "scoring", "pruning", "exploring", "fixed"}
+    assert job.sparse.phase in {"static", "scoring", "pruning", "exploring", "fixed", "dense", "sparse"}
     assert method in str(job.sparse.report())
 
 
@@ -448,7 +465,8 @@ def held(sparse) -> bool:
 def test_dense_gradients_are_only_taken_when_they_are_needed(method, execution):
     model = tiny()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sparse = ss.attach(model, optimizer, make(method), total_steps=TOTAL_STEPS, execution=execution)
+    how = make(method)
+    sparse = ss.attach(model, optimizer, how, total_steps=TOTAL_STEPS, execution=execution, **given(how))
     taken = 0
     for batch in DATA[:TOTAL_STEPS]:
         loss_of(model, batch).backward()

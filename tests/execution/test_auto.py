@@ -14,7 +14,8 @@ from startsparse.execution.modules import SparseLinear
 from startsparse.kernels import library
 from startsparse.layers import find
 
-from .twins import OPTIMIZERS, batch, convolutional, loss_of, method, perceptron
+from ..contract.settings import given
+from .twins import OPTIMIZERS, batch, convolutional, example_of, loss_of, method, perceptron
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,9 @@ def own_cache(tmp_path, monkeypatch):
 
 def attached(model: nn.Module, how=None, **more) -> ss.Sparsifier:
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    return ss.attach(model, optimizer, how or ss.Static(0.1), total_steps=20, execution="auto", **more)
+    how = how or ss.Static(0.1)
+    more = given(how, example_of(model)) | more
+    return ss.attach(model, optimizer, how, total_steps=20, execution="auto", **more)
 
 
 def executions(sparse) -> list[str]:

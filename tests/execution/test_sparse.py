@@ -28,7 +28,7 @@ from .twins import (
     synchronise,
 )
 
-METHODS = ss.methods.names("attach")
+METHODS = [n for n in ss.methods.names("attach") if not ss.methods.get(n).masked_only]
 STEPS = 100
 
 

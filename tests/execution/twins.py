@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 import startsparse as ss
 
+from ..contract.settings import given, quick
+
 Build = Callable[..., Optimizer]
 
 EPS = {"eps": 1e-3}  # so that gradients that are nothing but rounding are not what is trained on
@@ -36,16 +38,11 @@ SOURCES: dict[str, Callable[[], Any]] = {
     "n:m": lambda: ss.RandomSource(0.5, layout="2:4", seed=5),
     "zeros": ss.ZerosSource,
 }
-FAST = {
-    "gmp": {"update_interval": 5, "update_begin": 1, "update_end": 0.8},
-    "rigl": {"update_interval": 5, "update_end": 0.8},
-    "set": {"update_interval": 5, "update_end": 0.8},
-}
 
 
 def method(name: str, density: float = 0.2, **changes: Any) -> ss.methods.Method:
     """A method that changes its masks often."""
-    return ss.methods.make(name, **({"density": density} | FAST.get(name, {}) | changes))
+    return ss.methods.make(name, **({"density": density} | quick(name, 5) | changes))
 
 
 def seeded(build: Callable[[], nn.Module], seed: int = 0, zeros: bool = False) -> nn.Module:
@@ -89,6 +86,11 @@ def convolutional() -> nn.Module:
     )
 
 
+def example_of(model: nn.Module) -> Tensor:
+    """A batch that either net takes."""
+    return batch(0, 4, 4, 9, 9) if isinstance(model[0], nn.Conv2d) else batch(0, 4, 12)
+
+
 def batch(step: int, *shape: int) -> Tensor:
     """The inputs of a step."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(1000 + step))
@@ -116,7 +118,14 @@ class Run:
     ):
         self.model, self.optimizer = model, build(model.parameters())
         self.sparse = ss.attach(
-            model, self.optimizer, how, source=source, total_steps=steps, execution=execution, **more
+            model,
+            self.optimizer,
+            how,
+            source=source,
+            total_steps=steps,
+            execution=execution,
+            **given(how, example_of(model)),
+            **more,
         )
 
     def step(self, *inputs: Tensor, clip: float | None = None) -> Tensor:

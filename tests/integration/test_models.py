@@ -10,6 +10,7 @@ from torch import nn
 
 import startsparse as ss
 
+from ..contract.settings import given, quick
 from .invariants import check, moved, net, rigl, train
 
 
@@ -280,11 +281,10 @@ def test_a_single_layer_as_the_model():
 @pytest.mark.parametrize("name", ss.methods.names("attach"))
 def test_density_one_is_dense_training(name):
     model, twin = net(), net()
-    options = {"update_interval": 2} if name in ("gmp", "rigl", "set") else {}
-    method = ss.methods.make(name, density=1.0, **options)
+    method = ss.methods.make(name, density=1.0, **quick(name))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     other = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
-    sparse = ss.attach(model, optimizer, method, total_steps=10)
+    sparse = ss.attach(model, optimizer, method, total_steps=10, **given(method, torch.randn(8, 6)))
     for _ in range(10):
         x = torch.randn(8, 6)
         for net_, optimizer_ in ((model, optimizer), (twin, other)):

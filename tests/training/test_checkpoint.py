@@ -9,6 +9,8 @@ from startsparse.sparsifier import EXECUTIONS
 from startsparse.training import checkpoint, files, loop, optim, seeds
 from startsparse.training.data import AUGMENTS, Batches
 
+from ..contract.settings import given, quick
+
 
 def make(tiny, method="rigl", steps=12, width=32, execution="masked"):
     """A job with everything random in it: dropout, augmentation, a topology that changes."""
@@ -27,10 +29,15 @@ def make(tiny, method="rigl", steps=12, width=32, execution="masked"):
     job = loop.Job(model, optimizer, rate, tiny, batches, loop.Settings(steps, label_smoothing=0.1))
     sparse = None
     if method is not None:
-        options = {"update_interval": 2} if method in ("rigl", "set") else {}
-        made = ss.methods.make(method, density=0.2, **options)
+        made = ss.methods.make(method, density=0.2, **quick(method))
         sparse = ss.attach(
-            model, optimizer, made, source=ss.RandomSource(0.5), total_steps=steps, execution=execution
+            model,
+            optimizer,
+            made,
+            source=ss.RandomSource(0.5),
+            total_steps=steps,
+            execution=execution,
+            **given(made, torch.randn(16, 64)),
         )
     seeds.seed_all(1)
     return job, sparse

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..layers import Layer
+from ..methods import Method
 from .optimizers import check_elementwise
 
 EXECUTIONS = ("masked", "sparse", "auto")
@@ -26,7 +27,11 @@ class Choice:
 
 
 def choose(
-    execution: str, model: nn.Module, layers: Mapping[str, Layer], optimizers: Sequence[Optimizer]
+    execution: str,
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    optimizers: Sequence[Optimizer],
+    method: Method | None = None,
 ) -> dict[str, Choice]:
     """The execution of every layer, as far as it can be known before the masks are.
 
@@ -35,6 +40,7 @@ def choose(
         model: whose layers they are.
         layers: the layers that may be sparse.
         optimizers: must act element by element under sparse execution.
+        method: may have a reason why it runs masked only.
 
     Raises:
         ValueError: sparse execution cannot work with this model or these optimizers at all.
@@ -44,6 +50,10 @@ def choose(
         raise ValueError(f"{', '.join(on_meta)}: a model on the meta device needs execution='sparse'")
     if execution == "masked":
         return dict.fromkeys(layers, Choice("masked"))
+    if method is not None and method.masked_only:
+        if execution == "sparse":
+            raise ValueError(f"{method.name} runs under execution='masked' only: {method.masked_only}")
+        return dict.fromkeys(layers, Choice("masked", method.masked_only))
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError(
             "sparse execution replaces parameters, which DistributedDataParallel holds: use 'masked'"

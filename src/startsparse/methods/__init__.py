@@ -7,6 +7,8 @@ from typing import Any
 
 from ..distributions import Scaled
 from ..names import nearest
+from .at_init import GraSP as GraSP
+from .at_init import SynFlow as SynFlow
 from .base import Method as Method
 from .drop_grow import SET as SET
 from .drop_grow import RigL as RigL
@@ -20,7 +22,8 @@ from .view import DenseView as DenseView
 from .view import LayerView as LayerView
 
 REGISTRY: dict[str, type[Method]] = {
-    method.name: method for method in (Static, Magnitude, SNIP, GMP, SET, RigL, GGR)
+    method.name: method
+    for method in (Static, Magnitude, SNIP, GMP, SET, RigL, GGR, GraSP, SynFlow)
 }
 KINDS = ("attach", "search", "lottery")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from ..flow import Repair
 from ..names import nearest
 from ..selection import top_k, top_k_across
 from .view import Change, LayerView
+
+if TYPE_CHECKING:
+    from ..passes import Passes
 
 Views = Mapping[str, LayerView]
 Changes = dict[str, Change]
@@ -50,7 +54,10 @@ class Method:
     paper: ClassVar[str]
     summary: ClassVar[str]
     kind: ClassVar[str] = "attach"
+    masked_only: ClassVar[str] = ""  # why it cannot run under sparse execution, if it cannot
+    passes: ClassVar[tuple[str, ...]] = ()  # arguments of attach() for passes of its own: what begin() needs
     ranks: ClassVar[bool] = False  # whether distribution="global" means something here
+    moves_across_layers: ClassVar[bool] = False  # layers do not keep the counts of the first masks
     needs_step_gradient: ClassVar[bool] = False  # decides on a gradient of unmoved weights, before the step
     grown_value: ClassVar[str] = "zero"  # a hyper-parameter of methods that grow, as are the next two
     grown_state: ClassVar[str] = "reset"
@@ -96,6 +103,11 @@ class Method:
             fields["distribution"] = dict(self.distribution)
         return fields
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Which of ``data``, ``loss_fn`` and ``example_input`` it needs to choose its first masks by passes of its own."""
+        return self.passes
+
     # -- what a method answers; the defaults are those of a topology that never changes ------------------------
 
     def check(self, views: Views, total_steps: int | None) -> None:
@@ -104,6 +116,10 @@ class Method:
     def start(self, views: Views) -> dict[str, Start]:
         """The first mask of every layer."""
         raise TypeError(f"{type(self).__name__} does not say how it starts")
+
+    def begin(self, views: Views, passes: Passes, target: int) -> Changes:
+        """The change before the first step, of a method that ``needs`` passes of its own to decide it."""
+        raise TypeError(f"{type(self).__name__} makes no passes of its own")
 
     def target(self, step: int, total: int, start_count: int, total_steps: int | None) -> int:
         """Live weights scheduled once step ``step`` is done; step -1 is before the first one."""
@@ -133,6 +149,10 @@ class Method:
         """What the method is doing, once step - 1 is done: a word for reports."""
         return "static"
 
+    def figures(self, views: Views) -> Mapping[str, float]:
+        """Shares between 0 and 1 that reports show beside the density, by name."""
+        return {}
+
     def dense_gradient_steps(self, total_steps: int) -> int:
         """How many steps of a run compute the dense weight gradient (for counting FLOPs)."""
         return sum(self.wants_gradient(step, total_steps) for step in range(total_steps))
@@ -145,6 +165,16 @@ def layer_counts(
     shapes = {name: view.shape for name, view in views.items()}
     room = {name: view.capacity for name, view in views.items()} if capacity is None else capacity
     return allocate(distribution, shapes, density, capacity=room)
+
+
+def masks_of(views: Views, positions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bool masks of the weights' shapes, True at these positions."""
+    masks = {}
+    for name, where in positions.items():
+        mask = torch.zeros(math.prod(views[name].shape), dtype=torch.bool, device=where.device)
+        mask[where] = True
+        masks[name] = mask.view(views[name].shape)
+    return masks
 
 
 def prune_to(views: Views, scores: Mapping[str, Tensor], target: int, method: Method) -> Changes:

@@ -1,15 +1,18 @@
-"""Pruning: once by magnitude, once at the first gradient (SNIP), or gradually along a cubic curve (GMP)."""
+"""Pruning: once by magnitude, once by the first gradient (SNIP), or gradually along a cubic curve (GMP)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..criteria import magnitude, saliency
 from ..distributions import Distribution
 from ..schedules import Window, as_step, cubic
-from .base import GLOBAL, Changes, Method, Start, Views, layer_counts, prune_to
+from .base import GLOBAL, Changes, Method, Start, Views, layer_counts, masks_of, prune_to
+
+if TYPE_CHECKING:
+    from ..passes import Passes
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,11 @@ class SNIP(Prune):
     """Pruning at initialisation by connection sensitivity: abs(weight * gradient) of the first batch.
 
     The scores are those of the untouched weights at the first optimizer step: the mask is chosen before that step,
-    which already trains the sparse net. With accumulation the whole first step's samples are scored.
+    which already trains the sparse net. With accumulation the whole first step's samples are scored. Over several
+    batches of ``data`` the mask is chosen at attachment, by the gradient of their summed losses.
+
+    Args:
+        batches: batches of ``data`` to score; 0 scores the first training step and needs no ``data``.
 
     References:
         Lee et al., SNIP: Single-shot network pruning based on connection sensitivity, ICLR 2019, section 4,
@@ -95,22 +102,44 @@ class SNIP(Prune):
         ('scoring', 'static')
     """
 
+    batches: int = 0
+
     name: ClassVar[str] = "snip"
     paper: ClassVar[str] = "Lee et al. 2019"
     summary: ClassVar[str] = "keep the weights the first gradient asks for"
-    needs_step_gradient: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._integer("batches", low=0)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("data", "loss_fn") if self.batches else ()
+
+    @property
+    def needs_step_gradient(self) -> bool:  # type: ignore[override]
+        return not self.batches
+
+    def begin(self, views: Views, passes: Passes, target: int) -> Changes:
+        live = {name: view.active_positions() for name, view in views.items()}
+        gradients = passes.gradients(masks_of(views, live), passes.batches(self.batches))
+        scores = {
+            name: saliency(view.active_weights(), gradients[name].reshape(-1)[live[name]])
+            for name, view in views.items()
+        }
+        return prune_to(views, scores, target, self)
 
     def due(self, step: int, total_steps: int | None) -> bool:
-        return step == 0
+        return step == (-1 if self.batches else 0)
 
     def wants_gradient(self, step: int, total_steps: int | None) -> bool:
-        return step == 0
+        return step == 0 and not self.batches
 
     def target(self, step: int, total: int, start_count: int, total_steps: int | None) -> int:
-        return start_count if step < 0 else round(self.density * total)
+        return round(self.density * total) if step >= 0 or self.batches else start_count
 
     def phase(self, step: int, total_steps: int | None) -> str:
-        return "scoring" if step == 0 else "static"
+        return "scoring" if step == 0 and not self.batches else "static"
 
     def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
         scores = {
