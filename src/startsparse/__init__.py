@@ -8,10 +8,14 @@ from .artifact import save as save
 from .distributions import Scaled as Scaled
 from .execution.convert import densify_execution as densify_execution
 from .execution.convert import sparsify_execution as sparsify_execution
+from .methods import ACDC as ACDC
 from .methods import GGR as GGR
 from .methods import GMP as GMP
+from .methods import ITOP as ITOP
+from .methods import MEST as MEST
 from .methods import SET as SET
 from .methods import SNIP as SNIP
+from .methods import GraNet as GraNet
 from .methods import GraSP as GraSP
 from .methods import Magnitude as Magnitude
 from .methods import RigL as RigL

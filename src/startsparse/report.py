@@ -60,6 +60,7 @@ class Report:
     Attributes:
         density: live weights over all weights of the sparse layers.
         model_density: live weights and all other parameters over all parameters of the model.
+        figures: what the method keeps count of, as ITOP of the share of weights that were ever live.
     """
 
     method: str
@@ -74,6 +75,7 @@ class Report:
     layers: list[LayerRow]
     repairs: Mapping[str, Repair]
     reasons: Mapping[str, str]
+    figures: Mapping[str, float]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -99,6 +101,7 @@ class Report:
             table(header, rows),
             f"density of the sparse layers {percent(self.density)}, of all parameters {percent(self.model_density)}",
         ]
+        lines += [f"{name} {percent(share)}" for name, share in self.figures.items()]
         lines += [f"{name} runs {reason}" for name, reason in self.reasons.items()]
         for name, repair in self.repairs.items():
             lines.append(
@@ -110,10 +113,9 @@ class Report:
 
 def build_report(sparsifier: Sparsifier, layers: Mapping[str, Layer], topology: Topology) -> Report:
     """Count what lives where."""
-    rows = []
+    rows, views = [], topology.views()
     for name, layer in layers.items():
-        site = topology.sites[name]
-        view = site.view()
+        site, view = topology.sites[name], views[name]
         row = LayerRow(
             name,
             layer.shape,
@@ -141,4 +143,5 @@ def build_report(sparsifier: Sparsifier, layers: Mapping[str, Layer], topology: 
         rows,
         topology.repairs,
         {n: f"{c.execution}: {c.reason}" for n, c in sparsifier.execution.items() if c.reason},
+        sparsifier.method.figures(views),
     )

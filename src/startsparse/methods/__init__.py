@@ -7,12 +7,16 @@ from typing import Any
 
 from ..distributions import Scaled
 from ..names import nearest
+from .acdc import ACDC as ACDC
 from .at_init import GraSP as GraSP
 from .at_init import SynFlow as SynFlow
 from .base import Method as Method
 from .drop_grow import SET as SET
 from .drop_grow import RigL as RigL
 from .ggr import GGR as GGR
+from .granet import GraNet as GraNet
+from .itop import ITOP as ITOP
+from .mest import MEST as MEST
 from .prune import GMP as GMP
 from .prune import SNIP as SNIP
 from .prune import Magnitude as Magnitude
@@ -23,7 +27,7 @@ from .view import LayerView as LayerView
 
 REGISTRY: dict[str, type[Method]] = {
     method.name: method
-    for method in (Static, Magnitude, SNIP, GMP, SET, RigL, GGR, GraSP, SynFlow)
+    for method in (Static, Magnitude, SNIP, GMP, SET, RigL, ITOP, MEST, GraNet, ACDC, GGR, GraSP, SynFlow)
 }
 KINDS = ("attach", "search", "lottery")
 
