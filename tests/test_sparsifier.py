@@ -201,7 +201,7 @@ def test_an_empty_layer_under_warnings_as_errors_leaves_the_model_alone():
 
 def test_unused_arguments_are_named():
     model = net()
-    with pytest.warns(UserWarning, match="static makes no passes of its own: loss_fn= is not used"):
+    with pytest.warns(UserWarning, match="static makes no passes that need it: loss_fn= is not used"):
         ss.attach(model, sgd(model), ss.Static(0.5), loss_fn=nn.functional.mse_loss)
 
 

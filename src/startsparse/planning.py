@@ -277,11 +277,11 @@ def _final_counts(
     method, views, starts, total, start_count, final_count, total_steps
 ) -> dict[str, int | None]:
     """Live weights per layer at the end, None where a ranking during training decides."""
-    if method.due(-1, total_steps):
+    if method.due(-1, total_steps) and not method.needs:
         target = method.target(-1, total, start_count, total_steps)
         changes = method.update(views, -1, target, total_steps)
         return {name: views[name].num_active - len(changes[name].dropped) for name in views}
-    if final_count == start_count and not method.moves_across_layers:
+    if final_count == start_count and not method.needs and not method.moves_across_layers:
         return dict(starts)
     if method.distribution == GLOBAL or method.moves_across_layers:
         return dict.fromkeys(views)

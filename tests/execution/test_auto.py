@@ -28,7 +28,7 @@ def own_cache(tmp_path, monkeypatch):
 def attached(model: nn.Module, how=None, **more) -> ss.Sparsifier:
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     how = how or ss.Static(0.1)
-    more = given(how, example_of(model)) | more
+    more = (given(how, example_of(model)) if how.needs else {}) | more
     return ss.attach(model, optimizer, how, total_steps=20, execution="auto", **more)
 
 

@@ -88,7 +88,8 @@ def convolutional() -> nn.Module:
 
 def example_of(model: nn.Module) -> Tensor:
     """A batch that either net takes."""
-    return batch(0, 4, 4, 9, 9) if isinstance(model[0], nn.Conv2d) else batch(0, 4, 12)
+    convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return batch(0, 4, 4, 9, 9) if convolutional else batch(0, 4, 12)
 
 
 def batch(step: int, *shape: int) -> Tensor:
@@ -124,7 +125,7 @@ class Run:
             source=source,
             total_steps=steps,
             execution=execution,
-            **given(how, example_of(model)),
+            **(given(how, example_of(model)) if how.needs else {}),
             **more,
         )
 
