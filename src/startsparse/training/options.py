@@ -162,7 +162,7 @@ def _refused(section: str, kind: Kind, name: str, options: dict[str, Any]) -> li
     """Try the values out; blame the option the message names, or the one without which it is not raised."""
     try:
         kind.trial(name, options)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
         message = str(error).splitlines()[0]
         named = [key for key in options if re.search(rf"\b{re.escape(key)}\b", message)]
         blamed = named or [key for key in options if _passes_without(kind, name, options, key)]
@@ -173,7 +173,7 @@ def _refused(section: str, kind: Kind, name: str, options: dict[str, Any]) -> li
 def _passes_without(kind: Kind, name: str, options: dict[str, Any], key: str) -> bool:
     try:
         kind.trial(name, {other: value for other, value in options.items() if other != key})
-    except (ValueError, TypeError, RuntimeError):
+    except (ValueError, TypeError, RuntimeError, ImportError):
         return False
     return True
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from startsparse.training import files
+from startsparse.training import data, files
 from startsparse.training.data import DamagedData, MissingData
 from startsparse.training.data.parquet import find_shards, read_folder
 
@@ -102,6 +102,15 @@ def test_a_damaged_shard_is_named(folder, harm, says):
     with pytest.raises(DamagedData, match=says) as caught:
         read_folder(folder)
     assert path.name in str(caught.value)
+
+
+def test_a_hundred_classes(folder, tmp_path):
+    for path in (folder / "plain_text").iterdir():
+        rows = [{"bytes": png(picture), "path": "x.png"} for picture in pictures(2)]
+        pq.write_table(pa.table({"img": rows, "fine_label": [3, 99], "coarse_label": [0, 1]}), path)
+    folder.rename(tmp_path / "cifar100")
+    whole = data.load("cifar100", root=tmp_path, validation=0)
+    assert whole.classes == 100 and whole.test.labels.tolist() == [3, 99]
 
 
 @pytest.mark.data

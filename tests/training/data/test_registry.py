@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from startsparse.training import data
 
@@ -60,6 +61,16 @@ def fake_hub(tmp_path, own_cache, monkeypatch):
         calls.append(repository)
         if "cifar" in repository:
             raise ConnectionError("no network\nmore")
+        if "landscapes" in repository:
+            pictures = [Image.new("L", (side, side), side) for side in (6, 9)]
+            return {
+                "train": {"img": pictures, "y": [0, 1], "target": [2, 0]},
+                "valid": {"img": pictures[:1], "target": [1]},
+            }
+        if "text" in repository:
+            return {"train": {"sentence": ["a"], "label": [0]}, "test": {"sentence": ["a"], "label": [0]}}
+        if "untested" in repository:
+            return {"train": {}}
         images = list(np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28))
         rows = {"image": images, "label": [1, 2, 3]}
         return {"train": rows, "test": rows}
@@ -80,6 +91,48 @@ def test_a_download_is_kept(fake_hub, own_cache):
 def test_a_failed_download_says_why(fake_hub):
     with pytest.raises(FileNotFoundError, match="download of uoft-cs/cifar10 failed: no network"):
         data.load("cifar10")
+
+
+def test_a_hub_repository_by_name(fake_hub):
+    options = data.Options(size=4)
+    entry = data.describe("hub:someone/landscapes", options=options)
+    assert (entry.shape, entry.classes, entry.examples) == ((3, 4, 4), 3, 2)
+    whole = data.load("hub:someone/landscapes", options=options, validation=0)
+    assert whole.train.labels.tolist() == [2, 0] and whole.train.inputs[:, 0, 0, 0].tolist() == [6, 9]
+    assert len(whole.test) == 1 and fake_hub == ["someone/landscapes"]
+    asked = data.Options(size=4, label="y")
+    with pytest.raises(
+        data.DamagedData, match="someone/landscapes, valid: no label column y; known: img, target"
+    ):
+        data.describe("hub:someone/landscapes", options=asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (
+            "hub:someone/landscapes",
+            r"train, row 1: an image of \(3, 9, 9\), the first is of \(3, 6, 6\): .* data.size",
+        ),
+        ("hub:someone/text", "train: no image column image or img or .*; known: sentence, label"),
+        ("hub:someone/untested", "has the parts train: train and test were expected"),
+        ("hub:someone", "hub: is followed by a repository, owner/name"),
+        ("hub:someone/cifar", "download of someone/cifar failed: no network"),
+    ],
+)
+def test_what_is_wrong_with_a_hub_repository(fake_hub, name, says):
+    with pytest.raises((ValueError, OSError), match=says):
+        data.describe(name)
+
+
+def test_what_is_not_there_is_told_without_a_download(tmp_path, monkeypatch):
+    monkeypatch.setenv("STARTSPARSE_DATA", str(tmp_path))
+    assert data.missing("digits") is None
+    assert "mnist does not exist: set STARTSPARSE_DATA" in (data.missing("mnist") or "")
+    assert "would be downloaded" in (data.missing("cifar100") or "")
+    assert "no data set text:a.txt" in (data.missing("text:a.txt") or "")
+    (tmp_path / "mnist").mkdir()
+    assert data.missing("mnist") is None and data.missing("mnist", root=tmp_path / "x") is not None
 
 
 @pytest.mark.parametrize("validation", [-0.1, 1.0, 1437, True])

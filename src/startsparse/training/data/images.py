@@ -130,6 +130,14 @@ def read_folder(folder: Path, size: int | None = None) -> tuple[Split, Split]:
     return keep_decoded(folder.name, _fingerprint(parts, side), decode)
 
 
+def stamp(path: Path) -> tuple[int, ...]:
+    """When a file, or the folders of a set and its first image, were changed last."""
+    train = path / "train"
+    inside = sorted(entry.path for entry in os.scandir(train) if entry.is_dir()) if train.is_dir() else []
+    first = next(iter(_images(Path(inside[0]))), path) if inside else path
+    return tuple(Path(place).stat().st_mtime_ns for place in (path, first, *inside))
+
+
 def class_names(folder: Path) -> list[str]:
     """The classes of a folder: the folders in ``train/``, in order.
 

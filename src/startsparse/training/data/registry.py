@@ -113,11 +113,11 @@ def describe(name: str, root: str | Path | None = None, options: Options | None 
     if not kind.is_path:
         return kind.describe(rest, options)
     path = _place(name, root)
-    return _described(prefix, path, path.stat().st_mtime_ns, options)
+    return _described(prefix, path, images.stamp(path), options)
 
 
 @functools.lru_cache(maxsize=32)
-def _described(prefix: str, path: Path, changed: int, options: Options) -> Entry:
+def _described(prefix: str, path: Path, stamp: tuple[int, ...], options: Options) -> Entry:
     return KINDS[prefix].describe(path, options)
 
 

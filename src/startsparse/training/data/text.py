@@ -109,5 +109,8 @@ def _numbered(path: Path) -> tuple[np.ndarray, np.ndarray]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DamagedData(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    codes, tokens = np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32), return_inverse=True)
-    return codes, tokens.astype(np.int64)
+    characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    codes = np.flatnonzero(np.bincount(characters))
+    number = np.zeros(int(codes[-1]) + 1 if len(codes) else 0, np.int64)
+    number[codes] = np.arange(len(codes))
+    return codes, number[characters]
