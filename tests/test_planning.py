@@ -104,7 +104,7 @@ def test_a_plan_is_what_happens(name, source):
 def test_a_plan_is_what_happens_under_every_distribution(name, distribution):
     method = methods.make(name, density=0.2, distribution=distribution, **quick(name))
     plan, rows, _ = compare(method, None)
-    assert all(row.num_final is not None for row in rows.values())
+    assert all(row.num_final is not None for row in rows.values()) or method.moves_across_layers
     assert plan.num_final == round(0.2 * plan.num_weights)
 
 

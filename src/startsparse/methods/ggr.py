@@ -68,6 +68,7 @@ class GGR(DropGrow):
         ([81, 82, 83], 0.5)
     """
 
+    moves_across_layers: ClassVar[bool] = True
     name: ClassVar[str] = "ggr"
     paper: ClassVar[str] = "Parger et al. 2022"
     summary: ClassVar[str] = "drop by magnitude, grow in the layers and places the gradient asks for"
