@@ -1,0 +1,121 @@
+"""The state of a search as plain data and tensors, and the checks when it comes back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..names import plain
+from ..state import pack_masks, pack_sources, unpack_masks, unpack_sources
+from .sites import ScoreSite
+
+FORMAT = 1
+COUNTS = ("step", "num_updates", "num_swaps")
+PARTS = ("describe", "masks", "sources", "scores", "moments", "weights", "budgets", "frozen", *COUNTS)
+
+
+def digest(tensor: Tensor) -> str:
+    """A sha256 of a tensor's shape, type and bits.
+
+    Example:
+        >>> digest(torch.zeros(2)) == digest(torch.zeros(2)), digest(torch.zeros(2)) == digest(-torch.zeros(2))
+        (True, False)
+    """
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    head = f"{tensor.dtype}|{tuple(tensor.shape)}|".encode()
+    return hashlib.sha256(head + flat.view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def digests(model: nn.Module, searched: Mapping[str, ScoreSite]) -> dict[str, str]:
+    """Parameter name -> digest, of all parameters that are frozen beside the searched ones."""
+    held = {id(site.parameter) for site in searched.values()}
+    return {
+        plain(name): digest(parameter)
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in held and not parameter.requires_grad
+    }
+
+
+def pack(sites: Mapping[str, ScoreSite]) -> dict[str, Any]:
+    """Masks, sources, scores, moments, weights and budgets of all layers."""
+    shapes = {name: site.scored.shape for name, site in sites.items()}
+    positions = {n: s.scored.mask.reshape(-1).nonzero().squeeze(1).cpu() for n, s in sites.items()}
+    sources = {n: None if s.scored.source is None else s.scored.source.reshape(-1) for n, s in sites.items()}
+    return {
+        "masks": pack_masks(positions, {}, shapes),
+        "sources": pack_sources(sources, {}),
+        "scores": {name: site.score.detach().clone() for name, site in sites.items()},
+        "moments": {n: {k: v.clone() for k, v in s.scored.moments.items()} for n, s in sites.items()},
+        "weights": {name: site.scored.weight.clone() for name, site in sites.items()},
+        "budgets": {name: site.scored.count for name, site in sites.items()},
+    }
+
+
+def check(state: Any, describe: Mapping[str, Any], sites: Mapping[str, ScoreSite]) -> None:
+    """Refuse a state that is not of this method, source and model.
+
+    Raises:
+        ValueError: names the first thing that differs.
+    """
+    if not isinstance(state, dict) or state.get("format") != FORMAT or "scores" not in state:
+        raise ValueError(f"this is not the state of a search of format {FORMAT}")
+    missing = [part for part in PARTS if part not in state]
+    if missing:
+        raise ValueError(f"the search's state lacks {', '.join(missing)}: it is damaged or cut short")
+    for key in COUNTS:
+        value = state[key]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"the search's state has {key}={value!r}, it must be an int >= 0")
+    theirs, ours = state["describe"], describe
+    if theirs.get("total_steps") != ours["total_steps"]:
+        raise ValueError(
+            f"the state is of a search of total_steps={theirs.get('total_steps')!r}, this one has "
+            f"{ours['total_steps']!r}: schedules would differ"
+        )
+    for part in ("method", "source"):
+        for key in [*ours[part], *theirs.get(part, {})]:
+            mine, other = ours[part].get(key), theirs.get(part, {}).get(key)
+            if mine != other:
+                raise ValueError(
+                    f"the state's {part}.{key} is {other!r}, this search's is {mine!r}: search with the same method "
+                    "and source as the one that was saved"
+                )
+    for part in ("scores", "weights", "moments", "sources", "budgets"):
+        layers = state[part]
+        if layers.keys() != sites.keys():
+            gone, new = sorted(sites.keys() - layers.keys()), sorted(layers.keys() - sites.keys())
+            raise ValueError(f"the state's layers differ: missing {gone}, unknown {new} in its {part}")
+    for name, site in sites.items():
+        for part, shape in (("scores", tuple(site.score.shape)), ("weights", site.scored.shape)):
+            found = state[part][name]
+            if not isinstance(found, Tensor) or tuple(found.shape) != shape:
+                raise ValueError(f"the state's {part} of {name} are not a tensor of shape {shape}")
+
+
+@torch.no_grad()
+def unpack(state: Mapping[str, Any], sites: Mapping[str, ScoreSite]) -> None:
+    """Put a checked state into the sites; scores are the same parameters as before.
+
+    Raises:
+        ValueError: the masks do not fit their hash. Nothing has changed then.
+    """
+    shapes = {name: site.scored.shape for name, site in sites.items()}
+    positions, _ = unpack_masks(state["masks"], shapes)
+    sources = unpack_sources(state["sources"], shapes)
+    for name, site in sites.items():
+        scored, device = site.scored, site.scored.weight.device
+        mask = torch.zeros(scored.weight.numel(), dtype=torch.bool)
+        mask[positions[name]] = True
+        scored.mask = mask.view(scored.shape).to(device)
+        source = sources[name]
+        assert source is None or isinstance(source, Tensor)
+        scored.source = None if source is None else source.view(scored.shape).to(device)
+        scored.count = int(state["budgets"][name])
+        scored.weight = state["weights"][name].detach().to(device).clone()
+        scored.moments = {k: v.to(device).clone() for k, v in state["moments"][name].items()}
+        _ = scored.score.copy_(state["scores"][name])
+        site.foreign = False
