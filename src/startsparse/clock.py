@@ -30,6 +30,7 @@ class Clock:
         self._topology = topology
         self._first = optimizers[0]
         self._steps = {id(optimizer): 0 for optimizer in optimizers}
+        self._pulled = {id(optimizer): True for optimizer in optimizers}  # this step, through the gradient
         self._decided = -1  # the last step whose change was made before it
 
     def set(self, step: int) -> None:
@@ -49,7 +50,10 @@ class Clock:
         topology, method = self._topology, self._topology.method
         topology.check_in_place()
         step = self._steps[id(optimizer)]
-        if overflow or not topology.due(step):
+        if overflow:
+            return False
+        self._pulled[id(optimizer)] = topology.pull(step, optimizer, has_closure)
+        if not topology.due(step):
             return False
         if method.needs_step_gradient and self._decided < step:
             if has_closure:  # the gradient comes inside the step: remember the weights it is taken at
@@ -68,6 +72,8 @@ class Clock:
         if overflow:
             topology.forget_gradients()
             return
+        if not self._pulled[id(optimizer)]:
+            topology.shrink(self._steps[id(optimizer)], optimizer)
         topology.remask(optimizer)
         self._steps[id(optimizer)] += 1
         if optimizer is not self._first:

@@ -214,6 +214,11 @@ class Sparsifier:
         return Lazy({name: lambda site=site: site.mask for name, site in self._sites.items()})
 
     @property
+    def target_masks(self) -> Mapping[str, Tensor]:
+        """Parameter name -> bool tensor: the ticket a method is making its way to; the masks, where there is none."""
+        return Lazy({name: site.target_mask for name, site in self._sites.items()})
+
+    @property
     def source_masks(self) -> Mapping[str, Tensor]:
         """Parameter name -> bool tensor of the positions that may live, made when it is looked at."""
         return Lazy({name: site.source_mask for name, site in self._sites.items()})

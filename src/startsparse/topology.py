@@ -16,6 +16,7 @@ from .execution.interface import KEPT, FirstSite
 from .execution.masked import MaskedSite
 from .execution.meta import MetaSite, materialise_rest
 from .execution.optimizers import forget_directions
+from .execution.pull import add_to_gradients, by_gradient, shrink, warn_of_weakness
 from .execution.sparse import SparseSite
 from .layers import Layer
 from .methods import Change, Method
@@ -110,8 +111,10 @@ class Topology:
             positions = site.positions()
             values = site.first_values(positions, self.method.seed)
             self.sites[name] = SparseSite(site.layer, site.source, positions, values, self._optimizers)
+            self.sites[name].memory = site.memory
         for site in self.sites.values():
             site.hook()
+        warn_of_weakness(self.method, self._optimizers, self.total_steps)
         modules = list(model.modules())
         self._parents = {
             name: (parent, key)
@@ -205,6 +208,9 @@ class Topology:
                 self.num_moved += len(change.dropped)
                 self.drawn.pop(name, None)
         forget_directions(self._optimizers)
+        if self.method.begins_anew(step, self.total_steps):
+            for optimizer in self._optimizers:
+                optimizer.state.clear()
         self.num_updates += 1
         live, target = self.num_active, self.target(step)
         assert live == target, (
@@ -264,6 +270,18 @@ class Topology:
         for site in self.sites.values():
             if id(site.parameter) in held:
                 site.remask()
+
+    def pull(self, step: int, optimizer: Optimizer, has_closure: bool) -> bool:
+        """Before a step: add the pull on leaving weights to their gradients; False if it must follow the step."""
+        strength = self.method.strength(step, self.total_steps)
+        gradients = not has_closure and by_gradient(self.method.penalty, optimizer)
+        if strength and gradients:
+            add_to_gradients(self.sites.values(), optimizer, strength)
+        return gradients or not strength
+
+    def shrink(self, step: int, optimizer: Optimizer) -> None:
+        """After a step: shrink leaving weights by themselves."""
+        shrink(self.sites.values(), optimizer, self.method.strength(step, self.total_steps))
 
     def add_kept_gradients(self, step: int) -> None:
         """Add the gradients of earlier steps to this one's, as far as the method carries them; once a step."""

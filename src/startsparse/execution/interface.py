@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from ..draw import Drawn, key
 from ..layers import Layer
 from ..methods import Change, LayerView, Method
+from ..methods.base import LEAVING
 
 KEPT = "gradient"  # the memory that holds the dense gradient of earlier steps
 
@@ -91,6 +92,15 @@ class Site(FirstSite):
         return (
             torch.ones(self.shape, dtype=torch.bool) if self.source is None else self.source.view(self.shape)
         )
+
+    @abc.abstractmethod
+    def leaving(self) -> Tensor | None:
+        """Bool tensor of the parameter's shape: the live weights that are pulled to zero; None for none."""
+
+    def target_mask(self) -> Tensor:
+        """Bool tensor of the weight's shape: the active positions that are not leaving."""
+        leaving = self.memory.get(LEAVING)
+        return self.mask if leaving is None else self.mask & ~leaving.to(self.mask.device)
 
     # -- hooks and invariants ----------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from ..draw import Drawn
 from ..layers import Layer
 from ..methods import Change, DenseView, Method
+from ..methods.base import LEAVING
 from .interface import KEPT, Site
 from .optimizers import replace, slots
 
@@ -55,6 +56,12 @@ class MaskedSite(Site):
 
     def dense_weight(self) -> Tensor:
         return self.parameter.detach()
+
+    def leaving(self) -> Tensor | None:
+        if LEAVING not in self.memory:
+            return None
+        self.memory[LEAVING] = self.memory[LEAVING].to(self.parameter.device)
+        return self.memory[LEAVING]
 
     def view(self) -> DenseView:
         weight = self.parameter if self._weight_before_step is None else self._weight_before_step

@@ -19,6 +19,7 @@ from ..draw import Drawn
 from ..kernels import Pattern, dense_gradient, watch
 from ..layers import Layer
 from ..methods import Change, Method
+from ..methods.base import LEAVING
 from .interface import KEPT, Site
 from .masked import MaskedSite
 from .modules import _Sparse, to_dense, to_sparse
@@ -64,6 +65,9 @@ class SparseSite(Site):
         self._states: list[Tensor] = []  # optimizer state known to follow this pattern
         self._watches: list = []
         self._capturing = False
+        self._leaving: tuple[Tensor, Tensor, Tensor] | None = (
+            None  # memory, its pattern, in the order of values
+        )
 
     @property
     def module(self) -> _Sparse:
@@ -87,6 +91,15 @@ class SparseSite(Site):
 
     def dense_weight(self) -> Tensor:
         return self.module.dense_weight()
+
+    def leaving(self) -> Tensor | None:
+        leaving = self.memory.get(LEAVING)
+        if leaving is None:
+            return None
+        if self._leaving is None or self._leaving[0] is not leaving or self._leaving[1] is not self._pattern:
+            where = self.module.live().value_positions()
+            self._leaving = leaving, self._pattern, leaving.reshape(-1)[where]
+        return self._leaving[2]
 
     def view(self) -> SparseView:
         return SparseView(self)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Views = Mapping[str, LayerView]
 Changes = dict[str, Change]
 GLOBAL = "global"
+LEAVING = "leaving"  # the memory that holds the live positions a method pulls to zero
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Method:
     grown_value: ClassVar[str] = "zero"  # a hyper-parameter of methods that grow, as are the next two
     grown_state: ClassVar[str] = "reset"
     skip_step_on_update: ClassVar[bool] = False
+    penalty: ClassVar[str] = "auto"  # how weights are pulled: "gradient", "decoupled" or by the optimizer
 
     def __post_init__(self):
         if (
@@ -140,6 +142,18 @@ class Method:
         their moving average, up to its scale. The gradient must be wanted at these steps too.
         """
         return 0.0
+
+    def strength(self, step: int, total_steps: int | None) -> float:
+        """How strongly the weights at the positions of ``memory[LEAVING]`` are pulled to zero at this step."""
+        return 0.0
+
+    def decay(self, rate: float, total_steps: int | None) -> float:
+        """By how many e-folds a leaving weight shrinks, where ``rate`` * strength is its share a step; inf: no pull."""
+        return math.inf
+
+    def begins_anew(self, step: int, total_steps: int | None) -> bool:
+        """Whether the optimizers forget all they know once the change at this step is made."""
+        return False
 
     def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
         """What is dropped and grown at this step, per layer."""
