@@ -28,7 +28,7 @@ def batch(step: int) -> torch.Tensor:
 
 def method(name: str) -> ss.methods.Method:
     """A short schedule."""
-    moving = {"update_interval": 2, "update_end": 100} if name in ("rigl", "set", "gmp") else {}
+    moving = {"update_interval": 2, "update_end": 100} if name in ("rigl", "set", "gmp", "ggr") else {}
     return ss.methods.make(name, density=0.25, **moving)
 
 
@@ -66,7 +66,7 @@ def train(name: str, rank: int, ranks: int, parts: int, order: str, sync_all: bo
 
 CASES = {
     f"{name}-{order}": (name, 1, order, False)
-    for name in ("rigl", "set", "snip", "gmp", "static")
+    for name in ("rigl", "set", "snip", "gmp", "static", "ggr")
     for order in ("before", "before, views", "after")
 } | {
     "accumulated": ("rigl", 2, "before", False),

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..criteria import gradient as gradient_score
 from ..criteria import magnitude
 from ..selection import top_k, top_k_across
-from .base import Change, Changes, Start, Views, layer_counts
+from .base import Changes, Start, Views, layer_counts
 from .drop_grow import DropGrow, moved
 from .redistribute import affordable, counts_by_rank, shared
 from .view import LayerView
@@ -164,10 +164,14 @@ class GGR(DropGrow):
             dropped[name] = view.active_positions()[~kept]
         returning = {name: gone[:0] if self.exclude_dropped else gone for name, gone in dropped.items()}
         counts, found = self._counts(moving, drops, room, returning)
-        changes = {}
+        changes, moves = {}, sum(drops.values()) > 0
         for name, view in moving.items():
             grown = self._place(view, counts[name], found.get(name), returning[name], step)
-            changes[name] = self._remember(view, moved(dropped[name], grown), drops[name], counts[name])
+            needy = room[name] > 0 and (drops[name] > 0 or live[name] <= floors[name])
+            left = live[name] - drops[name]
+            starved = self._starved(view, left) if needy and moves and not counts[name] else 0
+            change = moved(dropped[name], grown)
+            changes[name] = replace(change, memory={"starved": torch.tensor(starved)})
         return changes
 
     def _drops(
@@ -251,17 +255,16 @@ class GGR(DropGrow):
         rest = _at_random_besides(view, best, count - wanted, returning, self.seed, step)
         return torch.cat([best, rest]).sort().values if len(rest) else best
 
-    def _remember(self, view: LayerView, change: Change, dropped: int, grown: int) -> Change:
-        """Count the updates in a row in which a layer got nothing back, and say so once when they are many."""
-        starved = int(view.memory.get("starved", torch.tensor(0)))
-        starved = starved + 1 if dropped and not grown else 0
-        if starved == PATIENCE + 1:
+    def _starved(self, view: LayerView, left: int) -> int:
+        """In how many updates in a row a layer got nothing, this one included; said aloud when they are many."""
+        updates = int(view.memory.get("starved", torch.tensor(0))) + 1
+        if updates == PATIENCE + 1:
             warnings.warn(
-                f"{self.name}: {view.name} got no growth in {starved} updates and is down to "
-                f"{view.num_active - dropped:,} live weights: if it matters, hold it with floor=, e.g. floor=0.5",
+                f"{self.name}: {view.name} got no growth in {updates} updates and is down to {left:,} live weights: if "
+                "it matters, hold it with floor=, e.g. floor=0.5",
                 stacklevel=7,
             )
-        return replace(change, memory={"starved": torch.tensor(starved)})
+        return updates
 
     # -- bounds ------------------------------------------------------------------------------------------------
 
