@@ -3,6 +3,7 @@
 from . import distributions as distributions
 from . import methods as methods
 from . import sources as sources
+from . import theory as theory
 from .artifact import load as load
 from .artifact import save as save
 from .distributions import Scaled as Scaled
