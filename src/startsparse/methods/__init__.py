@@ -13,22 +13,55 @@ from .at_init import SynFlow as SynFlow
 from .base import Method as Method
 from .drop_grow import SET as SET
 from .drop_grow import RigL as RigL
+from .edge_popup import Biprop as Biprop
+from .edge_popup import EdgePopup as EdgePopup
+from .edge_popup import EdgePopupAnnealed as EdgePopupAnnealed
+from .edge_popup import Hydra as Hydra
+from .edge_popup import MovementFrozen as MovementFrozen
 from .ggr import GGR as GGR
 from .granet import GraNet as GraNet
 from .itop import ITOP as ITOP
+from .jackpot import Jackpot as Jackpot
+from .jackpot import Jackpot2021 as Jackpot2021
+from .jackpot import JackpotNM as JackpotNM
+from .jackpot import JackpotReleased as JackpotReleased
+from .maskllm import MaskLLM as MaskLLM
 from .mest import MEST as MEST
 from .prune import GMP as GMP
 from .prune import SNIP as SNIP
 from .prune import Magnitude as Magnitude
+from .search import SearchMethod as SearchMethod
+from .soft_masks import ContinuousSparsification as ContinuousSparsification
+from .soft_masks import ProbMask as ProbMask
 from .static import Static as Static
+from .supermask import Piggyback as Piggyback
+from .supermask import Supermask as Supermask
 from .view import Change as Change
 from .view import DenseView as DenseView
 from .view import LayerView as LayerView
 
-REGISTRY: dict[str, type[Method]] = {
+REGISTRY: dict[str, type[Any]] = {
     method.name: method
     for method in (Static, Magnitude, SNIP, GMP, SET, RigL, ITOP, MEST, GraNet, ACDC, GGR, GraSP, SynFlow)
 }
+SEARCHES: tuple[type[SearchMethod], ...] = (
+    Jackpot,
+    Jackpot2021,
+    JackpotNM,
+    JackpotReleased,
+    Biprop,
+    EdgePopup,
+    EdgePopupAnnealed,
+    Hydra,
+    MovementFrozen,
+    Piggyback,
+    Supermask,
+    ContinuousSparsification,
+    ProbMask,
+    MaskLLM,
+)
+REGISTRY |= {method.name: method for method in SEARCHES}
+ALIASES = {"jackpot-2023-intended": "jackpot"}
 KINDS = ("attach", "search", "lottery")
 
 
@@ -44,18 +77,19 @@ def names(kind: str | None = None) -> list[str]:
     return sorted(name for name, method in REGISTRY.items() if kind in (None, method.kind))
 
 
-def get(name: str) -> type[Method]:
+def get(name: str) -> type[Any]:
     """The class of a method.
 
     Raises:
         ValueError: no method has this name; the nearest one is named.
     """
+    name = ALIASES.get(name, name)
     if name not in REGISTRY:
         raise ValueError(f"unknown method {name!r}: {nearest(name, names())}")
     return REGISTRY[name]
 
 
-def make(name: str, **hyper_parameters: Any) -> Method:
+def make(name: str, **hyper_parameters: Any) -> Any:
     """A method by name; hyper-parameters are spelled as in Python.
 
     Raises:
@@ -70,7 +104,8 @@ def make(name: str, **hyper_parameters: Any) -> Method:
     for given in hyper_parameters:
         if given not in known:
             raise ValueError(f"{name} has no hyper-parameter {given!r}: {nearest(given, known)}")
-    if "density" not in hyper_parameters:
+    required = {field.name for field in dataclasses.fields(method) if field.default is dataclasses.MISSING}
+    if "density" in required - hyper_parameters.keys():
         raise ValueError(f"{name} needs a density in (0, 1]")
     distribution = hyper_parameters.get("distribution")
     if isinstance(distribution, dict) and set(distribution) == {"scaled"}:
