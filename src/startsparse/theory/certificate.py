@@ -97,7 +97,10 @@ class Certificate:
             raise CertificateError(
                 "the certificate is of another version: its fields are not those of version 1"
             )
-        return cls(**content | {"box": tuple(content["box"])})
+        found = cls(**content | {"box": tuple(content["box"])})
+        if text.strip() != found.as_json():
+            raise CertificateError("the certificate was altered: it is not written the way certificates are")
+        return found
 
 
 def certify(
@@ -138,7 +141,7 @@ def certify(
 
 
 def verify(
-    certificate: Certificate | str | Mapping[str, Any],
+    certificate: Certificate | str,
     target: nn.Module,
     model: SubNetwork | Mapping[str, Tensor],
     *,
@@ -164,8 +167,7 @@ def verify(
         CertificateError: (a ValueError) with the reason.
     """
     if not isinstance(certificate, Certificate):
-        text = certificate if isinstance(certificate, str) else json.dumps(dict(certificate))
-        certificate = Certificate.from_json(text)
+        certificate = Certificate.from_json(certificate)
     traced = trace(target)
     _same(
         "the target's weights (sha256)",
