@@ -14,7 +14,9 @@ from .methods import GGR as GGR
 from .methods import GMP as GMP
 from .methods import ITOP as ITOP
 from .methods import MEST as MEST
+from .methods import DSR as DSR
 from .methods import SET as SET
+from .methods import SNFS as SNFS
 from .methods import SNIP as SNIP
 from .methods import Biprop as Biprop
 from .methods import ContinuousSparsification as ContinuousSparsification
@@ -33,6 +35,7 @@ from .methods import MovementFrozen as MovementFrozen
 from .methods import Piggyback as Piggyback
 from .methods import ProbMask as ProbMask
 from .methods import RigL as RigL
+from .methods import SRigL as SRigL
 from .methods import Static as Static
 from .methods import Supermask as Supermask
 from .methods import SynFlow as SynFlow

@@ -121,6 +121,37 @@ def top_k_in_rows(
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)
 
 
+def top_k_in_groups(scores: Tensor, groups: Tensor, counts: Tensor, *, what: str = "scores") -> Tensor:
+    """The highest scores of each group, a number for each, as a bool tensor; ties to the lower index.
+
+    Args:
+        scores: (n,).
+        groups: the group of each score, int64 (n,).
+        counts: how many each group gives, int64 (number of groups,); at most as many as it has.
+        what: what the scores belong to, for the error.
+
+    Raises:
+        ValueError: a score is NaN, or a group is smaller than its count.
+
+    Example:
+        >>> top_k_in_groups(torch.tensor([1.0, 5.0, 5.0, 2.0]), torch.tensor([0, 0, 0, 1]), torch.tensor([1, 1]))
+        tensor([False,  True, False,  True])
+    """
+    _check({what: scores}, int(counts.sum()))
+    sizes = torch.bincount(groups, minlength=len(counts))
+    if bool((sizes < counts).any()):
+        short = int((sizes < counts).nonzero()[0])
+        raise ValueError(
+            f"{what}: cannot take {int(counts[short])} of the {int(sizes[short])} of group {short}"
+        )
+    order = scores.sort(descending=True, stable=True).indices
+    order = order[groups[order].sort(stable=True).indices]
+    place = torch.arange(len(scores), device=scores.device) - (sizes.cumsum(0) - sizes)[groups[order]]
+    taken = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    taken[order] = place < counts[groups[order]]
+    return taken
+
+
 def _check(scores: Mapping[str, Tensor], count: int) -> None:
     available = 0
     for name, score in scores.items():

@@ -29,15 +29,24 @@ class Setting:
         changes: the steps after (or, for a method that decides before the step, in) which masks are expected to
             change.
         xfail: name of a law -> why this method cannot keep it.
+        gradients: steps whose dense gradient is taken, where these are not the updates.
     """
 
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
     random: bool = False
     changes: tuple[int, ...] = ()
     xfail: dict[str, str] = field(default_factory=dict)
+    gradients: int | None = None
 
 
 SETTINGS: dict[str, Setting] = {
+    "dsr": Setting(
+        {"update_interval": 2, "drop_fraction": 0.3, "update_end": 8, "floor": 0}, True, (2, 4, 6)
+    ),
+    "snfs": Setting(
+        {"update_interval": 2, "drop_schedule": "constant", "update_end": 8}, True, (2, 4, 6), gradients=7
+    ),
+    "srigl": Setting({"update_interval": 2, "drop_schedule": "constant", "update_end": 8}, True, (2, 4, 6)),
     "acdc": Setting(
         {"update_begin": 1, "phase_length": 2, "last_dense": 2, "update_end": 7}, changes=(1, 3, 7)
     ),

@@ -19,6 +19,7 @@ from .edge_popup import EdgePopupAnnealed as EdgePopupAnnealed
 from .edge_popup import Hydra as Hydra
 from .edge_popup import MovementFrozen as MovementFrozen
 from .ggr import GGR as GGR
+from .dsr import DSR as DSR
 from .granet import GraNet as GraNet
 from .itop import ITOP as ITOP
 from .jackpot import Jackpot as Jackpot
@@ -33,6 +34,8 @@ from .prune import Magnitude as Magnitude
 from .search import SearchMethod as SearchMethod
 from .soft_masks import ContinuousSparsification as ContinuousSparsification
 from .soft_masks import ProbMask as ProbMask
+from .snfs import SNFS as SNFS
+from .srigl import SRigL as SRigL
 from .static import Static as Static
 from .supermask import Piggyback as Piggyback
 from .supermask import Supermask as Supermask
@@ -42,7 +45,7 @@ from .view import LayerView as LayerView
 
 REGISTRY: dict[str, type[Any]] = {
     method.name: method
-    for method in (Static, Magnitude, SNIP, GMP, SET, RigL, ITOP, MEST, GraNet, ACDC, GGR, GraSP, SynFlow)
+    for method in (Static, Magnitude, SNIP, GMP, SET, RigL, ITOP, MEST, GraNet, ACDC, SNFS, DSR, SRigL, GGR, GraSP, SynFlow)
 }
 SEARCHES: tuple[type[SearchMethod], ...] = (
     Jackpot,
