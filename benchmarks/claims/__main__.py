@@ -130,10 +130,13 @@ def judge(claim: Claim) -> bool:
         return True
     try:
         text = claim.judge(records)
-    except Exception:  # noqa: BLE001 - the judge is the claim's own code: whatever it raises is for its author to read
+    except Exception as error:  # noqa: BLE001 - the judge is the claim's own code: whatever it raises is for its author
         print(
-            f"{claim.name}: could not be judged on {len(records)} of {len(claim.runs)} runs", file=sys.stderr
+            f"{claim.name}: {len(records)} of {len(claim.runs)} runs could not be judged: {error!r}",
+            file=sys.stderr,
         )
+        if claim.missing():
+            return True  # some judges need all of them
         traceback.print_exc()
         return False
     made = environment.describe()

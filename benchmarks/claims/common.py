@@ -317,3 +317,41 @@ def within(found: stats.Difference, margin: float) -> str:
     if -margin <= found.low and found.high <= margin:
         return "PASS"
     return "FAIL" if found.low > margin or found.high < -margin else "CANNOT TELL"
+
+
+@functools.lru_cache(maxsize=1)
+def digits(seed: int) -> Data:
+    """scikit-learn's digits, 1,257 to train and 540 to test, split anew by each seed; nothing is held out."""
+    whole = data_sets.load("digits", validation=0)
+    inputs = torch.cat([whole.train.inputs, whole.test.inputs])
+    labels = torch.cat([whole.train.labels, whole.test.labels])
+    generator = torch.Generator().manual_seed(seeds.derive(seed, "digits"))
+    order = torch.randperm(len(labels), generator=generator)
+    x, y = whole.normalise(inputs)[order], labels[order]
+    return Data("digits", x[540:], y[540:], x[:0], y[:0], x[:540], y[:540], classes=10)
+
+
+def one_by_one(records: list[dict[str, Any]], key: str = "case") -> list[dict[str, Any]]:
+    """Records whose results hold several cases, name -> figures, as one record a case, its name among the params."""
+    return [
+        {"params": record["params"] | {key: name}, "result": figures}
+        for record in records
+        for name, figures in record["result"].items()
+    ]
+
+
+def reaches(found: stats.Difference, bar: float) -> str:
+    """PASS if the mean reaches ``bar`` and the interval leaves zero out, FAIL if the interval lies below ``bar``."""
+    if found.seeds < stats.FEWEST:
+        return "CANNOT TELL"
+    if found.mean >= bar and found.low > 0:
+        return "PASS"
+    return "FAIL" if found.high < bar else "CANNOT TELL"
+
+
+def points(found: stats.Difference) -> str:
+    """A difference of accuracies in words: percentage points, interval, seeds."""
+    return (
+        f"{100 * found.mean:+.2f} pp ({100 * found.confidence:g} % interval {100 * found.low:+.2f} to "
+        f"{100 * found.high:+.2f}, {found.seeds} seeds)"
+    )

@@ -1,0 +1,141 @@
+"""Repair of dead units: masks of an MLP and of ResNet-18, and training of the MLP on scikit-learn's digits."""
+
+from __future__ import annotations
+
+import warnings
+
+import common
+import torch
+
+import startsparse as ss
+from startsparse.distributions import allocate
+from startsparse.flow import dead_units
+from startsparse.layers import find
+
+TITLE = "Repair leaves no unit without an input and an output weight, keeps the budget where a layer can, and costs no accuracy"
+SOURCE = "Gadhikar et al. 2023, Why Random Pruning Is All We Need to Start Sparse (flow preservation)"
+SEEDS = range(10)
+DENSITIES = (0.01, 0.005, 0.001)
+RATIOS = ("uniform", "erk", "balanced", "pyramidal")
+TRAINED = ("uniform", "pyramidal")
+FLOWS = ("none", "add", "keep_budget")
+
+
+def runs() -> list[dict]:
+    """Masks of both nets with two seeds; training of the MLP with ten."""
+    masks = [{"what": "masks", "net": net, "seed": seed} for net in ("mlp", "resnet18") for seed in (0, 1)]
+    return masks + [{"what": "training", "net": "mlp", "seed": seed} for seed in SEEDS]
+
+
+def run(what: str, net: str, seed: int) -> dict:
+    """Counts of dead units and weights, or accuracies, for every density, ratio and policy."""
+    found = {}
+    for density in DENSITIES:
+        for ratio in RATIOS if what == "masks" else TRAINED:
+            for flow in FLOWS:
+                method = ss.Static(density=density, distribution=ratio, seed=seed, flow=flow)
+                with warnings.catch_warnings(
+                    action="ignore"
+                ):  # the budgets that cannot be kept are counted below
+                    found[f"{ratio}@{density:g} {flow}"] = (look if what == "masks" else train)(
+                        method, net, seed
+                    )
+    return found
+
+
+def look(method, net: str, seed: int) -> dict:
+    """What the method's mask is before any step."""
+    options = {"widths": (256, 256), "input_shape": (1, 8, 8)} if net == "mlp" else {}
+    model = ss_model(net, options)
+    sparse = ss.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), method)
+    return counts(model, sparse)
+
+
+def ss_model(net: str, options: dict):
+    """A model of the training room."""
+    from startsparse.training import models
+
+    return models.make(net, **options)
+
+
+def counts(model, sparse) -> dict:
+    """Live weights and what the density asks for, dead units, and layers that are off a budget they could keep."""
+    layers, dead, live, off = find(model), 0, 0, 0
+    shapes = {name: layer.shape for name, layer in layers.items()}
+    wanted = allocate(sparse.method.distribution, shapes, sparse.method.density)
+    for name, mask in sparse.masks.items():
+        sides = dead_units(mask.reshape(-1).numpy(), shapes[name], layers[name].geometry)
+        count, units = int(mask.sum()), sum(side.size for side in sides)
+        dead += sum(int(side.sum()) for side in sides)
+        live += count
+        off += count != wanted[name] and wanted[name] >= units
+    return {"dead": dead, "live": live, "wanted": sum(wanted.values()), "layers_off": off}
+
+
+def train(method, net: str, seed: int) -> dict:
+    """30 epochs of SGD with a cosine."""
+    data = common.digits(seed)
+    model = common.make_model("mlp", data, seed, widths=(256, 256))
+    plain = {"momentum": 0.9, "weight_decay": 0.0}
+    result = common.train(
+        model, data, method, epochs=30, batch=32, lr=0.1, options=plain, seed=seed, finish=counts
+    )
+    return {key: result[key] for key in ("test_accuracy", "density", "dead", "live", "wanted", "layers_off")}
+
+
+def judge(records: list[dict]) -> str:
+    """Counts of the masks, then accuracies with and without repair."""
+    cases = common.one_by_one(records)
+    masks = [r for r in cases if r["params"]["what"] == "masks"]
+    parts = ["## Masks", _masks(masks)]
+    dead = sum(r["result"]["dead"] for r in masks if not r["params"]["case"].endswith("none"))
+    parts.append(f"- no dead unit after any repair: {'FAIL' if dead else 'PASS'}, {dead} left")
+    kept = [r["result"] for r in masks if r["params"]["case"].endswith("keep_budget")]
+    off = sum(result["layers_off"] for result in kept)
+    same = sum(result["live"] == result["wanted"] for result in kept)
+    parts.append(
+        f"- keep_budget leaves the number of weights as it was in every layer that has at least as many as it has units: "
+        f"{'FAIL' if off else 'PASS'}, {off} layers off; in all layers in {same} of {len(kept)} masks"
+    )
+    trained = [r for r in cases if r["params"]["what"] == "training"]
+    parts.append("## Training")
+    for density in DENSITIES:
+        for ratio in TRAINED:
+            at = [r for r in trained if r["params"]["case"].startswith(f"{ratio}@{density:g} ")]
+            if not at:
+                continue
+            name = f"{ratio}@{density:g}"
+            parts.append(common.paired_table(at, "case", "test_accuracy", f"{name} none"))
+            for flow in ("add", "keep_budget"):
+                found = common.difference(at, "case", "test_accuracy", f"{name} {flow}", f"{name} none")
+                budget = [r["result"] for r in at if r["params"]["case"].endswith(flow)]
+                share = sum(b["live"] / b["wanted"] for b in budget) / len(budget)
+                verdict = {"better": "PASS", "worse": "FAIL"}.get(found.judge(), "CANNOT TELL")
+                parts.append(
+                    f"- {name}, {flow} at least as accurate as none: {verdict}, {common.points(found)}, "
+                    f"at {share:.2f} times the budget"
+                )
+    return "\n\n".join(parts)
+
+
+def _masks(records: list[dict]) -> str:
+    rows = []
+    for net in ("mlp", "resnet18"):
+        for density in DENSITIES:
+            for ratio in RATIOS:
+                row = [net, f"{density:g}", ratio]
+                for flow in FLOWS:
+                    case = f"{ratio}@{density:g} {flow}"
+                    of = [
+                        r["result"]
+                        for r in records
+                        if r["params"]["net"] == net and r["params"]["case"] == case
+                    ]
+                    if of:
+                        extra = sum(r["live"] / r["wanted"] - 1 for r in of) / len(of)
+                        row += [f"{sum(r['dead'] for r in of) / len(of):.1f}", f"{100 * extra:+.2f} %"]
+                rows.append(row)
+    headers = ["net", "density", "ratio"] + [
+        f"{flow}: {what}" for flow in FLOWS for what in ("dead units", "weights")
+    ]
+    return common.comparison.markdown(headers, [row for row in rows if len(row) == len(headers)])
