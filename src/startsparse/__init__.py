@@ -7,6 +7,7 @@ from . import theory as theory
 from .artifact import load as load
 from .artifact import save as save
 from .distributions import Scaled as Scaled
+from .dynamics import Dynamics as Dynamics
 from .execution.convert import densify_execution as densify_execution
 from .execution.convert import sparsify_execution as sparsify_execution
 from .methods import ACDC as ACDC

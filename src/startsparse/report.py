@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from .costs import uses_per_sample
+from .dynamics import COLUMNS, Dynamics, LayerDynamics
 from .flow import Repair, count_dead
 from .layers import Layer
 from .tables import percent, table
@@ -145,3 +147,31 @@ def build_report(sparsifier: Sparsifier, layers: Mapping[str, Layer], topology: 
         {n: f"{c.execution}: {c.reason}" for n, c in sparsifier.execution.items() if c.reason},
         sparsifier.method.figures(views),
     )
+
+
+def build_dynamics(
+    sparsifier: Sparsifier, layers: Mapping[str, Layer], topology: Topology, example_input: Any
+) -> Dynamics:
+    """What the recorder holds, and the topology as it is now."""
+    recorder = topology.recorder
+    uses = {} if example_input is None else uses_per_sample(sparsifier.model, layers, example_input)[0]
+    rows = []
+    for index, (name, layer) in enumerate(layers.items()):
+        site = topology.sites[name]
+        live: int = site.num_active
+        history = {
+            column: [int(row[index, place]) for row in recorder.rows] for place, column in enumerate(COLUMNS)
+        }
+        rows.append(
+            LayerDynamics(
+                name,
+                math.prod(layer.shape),
+                recorder.start.get(name, live),
+                live,
+                recorder.visited(name, live),
+                count_dead(site.positions().numpy(), layer.shape, layer.geometry),
+                2 * live * uses[name] if uses else None,
+                **history,
+            )
+        )
+    return Dynamics(sparsifier.step, list(recorder.steps), rows)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from . import state as saved
 from .clock import Clock
 from .draw import Drawn
+from .dynamics import Dynamics
 from .execution.auto import faster
 from .execution.choice import EXECUTIONS, Choice, choose
 from .execution.hooks import LoadHook, StepHooks, attached_to, claim, release
@@ -25,7 +26,7 @@ from .masks import Lazy
 from .methods import Method
 from .names import nearest, plain
 from .passes import Passes
-from .report import Report, build_report
+from .report import Report, build_dynamics, build_report
 from .sources import DenseSource, Source, describe
 from .topology import Topology
 
@@ -252,6 +253,26 @@ class Sparsifier:
         """Where the weights live now, per layer and in all; prints as a table."""
         return build_report(self, self._layers, self._topology)
 
+    def dynamics(self, example_input: Any = None) -> Dynamics:
+        """How the topology has moved so far: churn, layer densities, positions ever live, dead units.
+
+        Args:
+            example_input: a batch; with it the FLOPs of the topology as it is now are counted.
+
+        Example:
+            >>> import startsparse as ss
+            >>> model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 3))
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> sparse = ss.attach(model, optimizer, ss.SET(density=0.2, update_interval=2), total_steps=8)
+            >>> for _ in range(8):
+            ...     model(torch.randn(4, 20)).square().mean().backward()
+            ...     optimizer.step()
+            >>> moved = sparse.dynamics()
+            >>> moved.steps, moved.exploration > sparse.density
+            ([2, 4], True)
+        """
+        return build_dynamics(self, self._layers, self._topology, example_input)
+
     def dense_state_dict(self) -> dict[str, Tensor]:
         """The model's state_dict under plain keys, zeros in place, whatever executes the layers."""
         state = {plain(name): value for name, value in self.model.state_dict().items()}
@@ -300,6 +321,7 @@ class Sparsifier:
             ),
             "gradients": {n: s.gradient_state() for n, s in self._sites.items()},
             "memory": {n: dict(s.memory) for n, s in self._sites.items()},
+            "dynamics": topology.recorder.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -316,6 +338,7 @@ class Sparsifier:
             site.restore(positions[name], sources[name], state["gradients"].get(name), self._optimizers)
             site.memory = {key: value.clone() for key, value in state["memory"][name].items()}
         topology = self._topology
+        topology.recorder.load_state_dict(state.get("dynamics"))
         topology.drawn = drawn
         topology.start_count, topology.num_updates, topology.num_moved = (
             counts[key] for key in saved.COUNTS[1:]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .draw import Drawn
+from .dynamics import Recorder
 from .execution.interface import KEPT, FirstSite
 from .execution.masked import MaskedSite
 from .execution.meta import MetaSite, materialise_rest
@@ -40,6 +41,7 @@ class Topology:
         drawn: layer name -> draw, for the masks that are exactly a draw.
         start_count: live weights when training began.
         num_updates, num_moved: changes so far, and weights that moved or went in them.
+        recorder: what changed at each update.
 
     Raises:
         ValueError: method, source and layers do not go together. No weight was touched.
@@ -86,6 +88,7 @@ class Topology:
             self._place(name, start.mask)
         self.start_count = self.num_active
         self.num_updates = self.num_moved = 0
+        self.recorder = Recorder({name: math.prod(layer.shape) for name, layer in layers.items()})
         self._empty: set[str] = set()
         self._parents: dict[str, tuple[nn.Module, str]] = {}
         self._first: Mapping[str, Change] = {}
@@ -197,6 +200,9 @@ class Topology:
             raise ValueError(f"{self.method.name} cannot decide at step {step}: {error}") from error
 
     def _carry_out(self, changes: Mapping[str, Change], step: int) -> None:
+        recorded = step >= 0 and any(len(c.dropped) + len(c.grown) + c.returned for c in changes.values())
+        if recorded:
+            self.recorder.before(self.sites)
         for name, change in changes.items():
             if change.memory is not None:
                 site = self.sites[name]
@@ -212,7 +218,10 @@ class Topology:
             for optimizer in self._optimizers:
                 optimizer.state.clear()
         self.num_updates += 1
-        live, target = self.num_active, self.target(step)
+        counts = {name: site.num_active for name, site in self.sites.items()}
+        if recorded:
+            self.recorder.after(step, changes, counts)
+        live, target = sum(counts.values()), self.target(step)
         assert live == target, (
             f"{self.method.name} left {live} live weights at step {step}, scheduled are {target}"
         )

@@ -137,7 +137,8 @@ class DropGrow(RandomStart):
 def moved(dropped: Tensor, grown: Tensor) -> Change:
     """The change of a layer that drops and grows these positions: one that is in both keeps its value and state."""
     again = torch.isin(dropped, grown, assume_unique=True)
-    return Change(dropped[~again], grown[~torch.isin(grown, dropped, assume_unique=True)])
+    kept = grown[~torch.isin(grown, dropped, assume_unique=True)]
+    return Change(dropped[~again], kept, returned=len(grown) - len(kept))
 
 
 @dataclass(frozen=True)

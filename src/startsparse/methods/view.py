@@ -30,11 +30,13 @@ class Change:
             and grown again in one update is in neither: it keeps its value and state.
         memory: what the method wants to find in ``view.memory`` at its next update, by name: tensors of any shape,
             saved with the sparsifier's state. None leaves it as it is.
+        returned: how many positions were dropped and grown again.
     """
 
     dropped: Tensor
     grown: Tensor
     memory: Mapping[str, Tensor] | None = None
+    returned: int = 0
 
 
 class LayerView(Protocol):
