@@ -24,9 +24,10 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no compiler on thi
 
 
 @pytest.fixture
-def undecided(monkeypatch):
-    """The library as it is before the first call."""
+def undecided(monkeypatch, tmp_path_factory):
+    """The library as it is before the first call, with none beside the package."""
     monkeypatch.setattr(library, "_backend", None)
+    monkeypatch.setattr(library, "SHIPPED", tmp_path_factory.mktemp("shipped"))
     monkeypatch.delenv("STARTSPARSE_KERNELS", raising=False)
 
 
@@ -45,6 +46,21 @@ def run(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.fixture
+def instant(undecided, monkeypatch):
+    """Compiling as a copy of the library that is there: its bytes, and the calls."""
+    built = []
+    real = Path(library.backend().library._name).read_bytes()
+
+    def copy(target: Path, extra: tuple = ()) -> None:
+        built.append(target)
+        target.write_bytes(real)
+
+    library.reset()
+    monkeypatch.setattr(build, "build", copy)
+    return real, built
+
+
 def layer() -> torch.Tensor:
     pattern = kernels.Pattern.build(torch.tensor([0, 3]), 2, 2)
     return kernels.sparse_linear(torch.ones(1, 2), torch.tensor([2.0, 3.0]), pattern.blob, 2)
@@ -61,7 +77,6 @@ def test_importing_compiles_and_loads_nothing(tmp_path):
 def test_without_a_compiler_torch_computes_and_says_so_once(undecided, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("STARTSPARSE_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "NAME", "not-shipped.so")
     with pytest.warns(RuntimeWarning, match="no-such-compiler"):
         assert layer().tolist() == [[2, 3]]
     with warnings.catch_warnings():
@@ -76,7 +91,6 @@ def test_a_compiler_that_fails_is_quoted(undecided, monkeypatch, tmp_path):
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("STARTSPARSE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "NAME", "not-shipped.so")
     with pytest.warns(RuntimeWarning, match="out of order"):
         assert layer().tolist() == [[2, 3]]
 
@@ -91,17 +105,8 @@ def test_the_fallback_can_be_asked_for(undecided, monkeypatch):
 
 
 @needs_compiler
-def test_a_damaged_cache_is_rebuilt(undecided, monkeypatch, tmp_path):
-    built = []
-    real = Path(library.backend().library._name).read_bytes()
-
-    def instant(target: Path, extra: tuple = ()) -> None:
-        built.append(target)
-        target.write_bytes(real)
-
-    library.reset()
-    monkeypatch.setattr(build, "build", instant)
-    monkeypatch.setattr(build, "NAME", "not-shipped.so")
+def test_a_damaged_cache_is_rebuilt(undecided, instant, tmp_path, monkeypatch):
+    real, built = instant
     monkeypatch.setenv("STARTSPARSE_CACHE", str(tmp_path))
     assert library.backend().name == "native" and len(built) == 1
     (cached,) = tmp_path.glob("*.so")
@@ -119,19 +124,52 @@ def test_a_damaged_cache_is_rebuilt(undecided, monkeypatch, tmp_path):
 @needs_compiler
 def test_a_library_of_another_source_is_not_loaded(monkeypatch):
     path = Path(library.backend().library._name)
-    assert library._open(path) is not None
+    assert not isinstance(library._open(path), str)
     monkeypatch.setattr(build, "source_key", lambda: "0" * 16)
-    assert library._open(path) is None
+    assert library._open(path) == "was compiled from another source"
+
+
+@needs_compiler
+def test_the_library_beside_the_package_is_taken_first(undecided, instant, tmp_path, monkeypatch):
+    _, built = instant
+    monkeypatch.setenv("STARTSPARSE_CACHE", str(tmp_path / "cache"))
+    shipped = build.build_into(library.SHIPPED)
+    assert library.backend().name == "native" and Path(library.backend().library._name) == shipped
+    assert len(built) == 1 and not (tmp_path / "cache").exists()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "is damaged"),
+        (lambda path: path.rename(str(path).replace(build.source_key(), "0" * 16)), "another source"),
+        (lambda path: _write_named(path, b"\x7fELF of another processor"), "does not load here"),
+    ],
+)
+def test_a_shipped_library_that_does_not_fit_is_refused_and_built(
+    undecided, instant, tmp_path, monkeypatch, damage, why
+):
+    _, built = instant
+    monkeypatch.setenv("STARTSPARSE_CACHE", str(tmp_path))
+    damage(build.build_into(library.SHIPPED))
+    with pytest.warns(RuntimeWarning, match=why):
+        assert layer().tolist() == [[2, 3]]
+    assert library.backend().name == "native" and len(built) == 2
+    assert Path(library.backend().library._name).parent == tmp_path
+
+
+def _write_named(path: Path, content: bytes) -> None:
+    """Other content under the name that belongs to it."""
+    path.write_bytes(content)
+    path.rename(path.with_name(f"kernels-{build.source_key()}-{build.digest(path)}.so"))
 
 
 def test_an_unwritable_cache_is_no_obstacle(undecided, monkeypatch, tmp_path):
     file = tmp_path / "file"
     file.write_text("not a folder")
     monkeypatch.setenv("STARTSPARSE_CACHE", str(file / "below"))
-    monkeypatch.setattr(build, "NAME", "not-shipped.so")
-    monkeypatch.setattr(
-        library, "_build_into", lambda folder, stem: pytest.fail("") if folder == file else "built"
-    )
+    monkeypatch.setattr(library, "_built_in", lambda folder: pytest.fail("") if folder == file else "built")
     assert library._from_cache() == "built"
 
 
@@ -193,7 +231,7 @@ def test_sanitizers_find_nothing(tmp_path, monkeypatch):
     runtimes = [_runtime("libasan.so"), _runtime("libubsan.so")]
     if not all(runtimes):
         pytest.skip("this compiler has no sanitizers")
-    target = tmp_path / build.NAME
+    target = tmp_path / "kernels.so"
     monkeypatch.setattr(build, "instruction_sets", lambda: {"portable": ("-DSS_WIDTH=16",)})
     build.build(target, ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
     environment = {"LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"}

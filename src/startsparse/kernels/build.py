@@ -1,7 +1,9 @@
-"""Compile the kernels: ``python -m startsparse.kernels.build FOLDER``, or at first use (see ``library``).
+"""Compile the kernels: as ``pip install`` builds the package, or at first use (see ``library``).
 
-Nothing but a C++17 compiler with OpenMP is needed. The one source of the kernels is compiled once per
-instruction set, side by side, and linked into one library, which chooses at run time.
+Nothing but a C++17 compiler with OpenMP is needed: no header of torch or Python, so one library serves every
+version of both. The one source of the kernels is compiled once per instruction set, side by side, and linked
+into one library, which chooses at run time. This file imports nothing outside the standard library: ``setup.py``
+runs it where the package is not installed yet.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).parent / "csrc"
-NAME = "startsparse_kernels.so"
 
 FLAGS = (
     "-std=c++17",
@@ -65,6 +66,33 @@ def find_compiler() -> str:
     raise CompileError(f"no C++ compiler found (looked for {asked or 'c++, g++, clang++'})")
 
 
+def build_into(folder: Path) -> Path:
+    """Compile to a file of a folder whose name says of which source it is, and ends in the digest of its content.
+
+    So a library of another source, or a damaged one, is known before it is loaded.
+
+    Raises:
+        CompileError: No compiler, or it failed.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as scratch:
+        fresh = Path(scratch) / "library"
+        build(fresh)
+        path = folder / f"kernels-{source_key()}-{digest(fresh)}.so"
+        os.replace(fresh, path)
+    return path
+
+
+def libraries(folder: Path) -> list[Path]:
+    """The libraries that ``build_into`` left in a folder, of this source first."""
+    ours = f"kernels-{source_key()}-"
+    return sorted(folder.glob("kernels-*.so"), key=lambda path: (not path.name.startswith(ours), path.name))
+
+
+def digest(path: Path) -> str:
+    """A hash of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def build(target: Path, extra: tuple[str, ...] = ()) -> None:
     """Compile and link the library to ``target``, which appears at once and whole, or not at all.
 
@@ -89,7 +117,7 @@ def build(target: Path, extra: tuple[str, ...] = ()) -> None:
             objects.append(os.path.join(folder, f"{i}.o"))
             commands.append([compiler, *FLAGS, *extra, *flags, "-c", str(SOURCE / name), "-o", objects[-1]])
         _run_all(commands)
-        library = os.path.join(folder, NAME)
+        library = os.path.join(folder, "library.so")
         _run_all([[compiler, "-shared", "-fopenmp", *extra, *objects, "-o", library]])
         os.replace(library, target)
 
@@ -113,9 +141,3 @@ def _run_all(commands: list[list[str]]) -> None:
         if code:
             words = output.decode(errors="replace").strip()[-2000:]
             raise CompileError(f"{' '.join(command)} failed with exit code {code}:\n{words}")
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
-    build(folder / NAME)
-    print(folder / NAME)

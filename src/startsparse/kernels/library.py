@@ -1,6 +1,6 @@
 """Find, build and load the compiled kernels; or say once that there are none, and use plain torch.
 
-In this order: the library shipped beside this file; the one built earlier into the user's cache; one built
+In this order: the library that was compiled as the package was installed, beside this file; the one built earlier into the user's cache; one built
 now, once, by the system's C++ compiler; the torch fallback, with a warning. Nothing is compiled, loaded or
 warned about at import.
 
@@ -15,7 +15,6 @@ Environment:
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import tempfile
 import threading
@@ -29,6 +28,7 @@ from startsparse.kernels.fallback import TorchBackend
 from startsparse.kernels.native import NativeBackend
 
 VERSION = 1
+SHIPPED = Path(__file__).parent
 
 _lock = threading.Lock()
 _backend: NativeBackend | TorchBackend | None = None
@@ -66,8 +66,7 @@ def _choose() -> NativeBackend | TorchBackend:
         raise ValueError(f"STARTSPARSE_KERNELS must be 'auto' or 'torch', not {asked!r}")
     if asked == "torch":
         return TorchBackend()
-    shipped = Path(__file__).parent / build.NAME
-    if shipped.exists() and (library := _open(shipped)):
+    if library := _find(SHIPPED, strict=True):
         return NativeBackend(library)
     try:
         return NativeBackend(_from_cache())
@@ -81,51 +80,61 @@ def _choose() -> NativeBackend | TorchBackend:
         return TorchBackend()
 
 
+def _find(folder: Path, strict: bool) -> ctypes.CDLL | None:
+    """The library of this source in a folder, or None; if ``strict``, others are pointed out."""
+    refused = None
+    for path in build.libraries(folder):
+        library = _open(path)
+        if not isinstance(library, str):
+            return library
+        refused = refused or f"{path} {library}"
+    if strict and refused:
+        warnings.warn(
+            f"startsparse: the compiled kernels of the installation are not used: {refused}; a library of this "
+            f"machine's own is taken from {cache_folder()} (installing startsparse anew mends this)",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    return None
+
+
 def _from_cache() -> ctypes.CDLL:
     """The cached library of this source, built first where it is missing or damaged."""
-    stem = f"kernels-{build.source_key()}"
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for path in sorted(folder.glob(f"{stem}-*.so")):
-            if _digest(path) == path.stem.rpartition("-")[2] and (library := _open(path)):
-                return library
-        return _build_into(folder, stem)
+        return _find(folder, strict=False) or _built_in(folder)
     except (PermissionError, FileExistsError, NotADirectoryError, RuntimeError) as error:
         if isinstance(error, build.CompileError):
             raise
     with tempfile.TemporaryDirectory(
         prefix="startsparse-"
     ) as folder:  # no home to write to: for this process only
-        return _build_into(Path(folder), stem)
+        return _built_in(Path(folder))
 
 
-def _build_into(folder: Path, stem: str) -> ctypes.CDLL:
-    """Build; the file's name ends in its own digest, so that a damaged one is never loaded."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as scratch:
-        fresh = Path(scratch) / build.NAME
-        build.build(fresh)
-        path = folder / f"{stem}-{_digest(fresh)}.so"
-        os.replace(fresh, path)
+def _built_in(folder: Path) -> ctypes.CDLL:
+    path = build.build_into(folder)
     library = _open(path)
-    if library is None:
-        raise build.CompileError(f"{path} was built but does not load")
+    if isinstance(library, str):
+        raise build.CompileError(f"{path} was built but {library}")
     return library
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def _open(path: Path) -> ctypes.CDLL | None:
-    """The loaded library, or None where it is not one, or not one of this version of the source."""
+def _open(path: Path) -> ctypes.CDLL | str:
+    """The loaded library, or why it is not to be used: what is damaged or of another source is not even loaded."""
+    source, _, content = path.stem.removeprefix("kernels-").rpartition("-")
+    if source != build.source_key():
+        return "was compiled from another source"
+    if build.digest(path) != content:
+        return "is damaged"
     try:
         library = ctypes.CDLL(str(path))
         library.ss_source.restype = ctypes.c_char_p
-        fits = library.ss_version() == VERSION and library.ss_source() == build.source_key().encode()
-    except (OSError, AttributeError):
-        return None
-    return library if fits else None
+        fits = library.ss_version() == VERSION and library.ss_source() == source.encode()
+    except (OSError, AttributeError) as error:
+        return f"does not load here ({error})"
+    return library if fits else "is of another version"
 
 
 def threads() -> int:
