@@ -1,4 +1,4 @@
-"""Every recipe, found by glob: it is valid, and two of its steps run on the CPU, on random bytes of its data's shape."""
+"""Every recipe, found by glob: a dry run passes, and two small steps run on the CPU, on random bytes of its data's shape."""
 
 import json
 from pathlib import Path
@@ -6,15 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from startsparse.training import data, recipe, runs
+from startsparse.training import data, dry, models, recipe, runs
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
 SHORT = ["train.epochs=null", "train.steps=2", "train.log_every=1", "train.device=cpu"]
+SMALL = ["data.batch_size=4", "train.accumulate=1"]
+LARGE = {
+    "imagenet": "data.size=72",
+    "tinyshakespeare": "data.context=32",
+}  # the same net on less of each example
 
 
 def test_none_is_missed():
-    assert len(RECIPES) == 6
+    assert len(RECIPES) == 20
     assert len(RECIPES) == sum(path.is_file() for path in FOLDER.rglob("*"))
 
 
@@ -30,21 +35,53 @@ def random_data(monkeypatch):
             inputs = torch.randint(256, (count, *entry.shape), generator=generator, dtype=torch.uint8)
             return data.Split(inputs, torch.randint(entry.classes, (count,), generator=generator))
 
-        return data.Dataset(name, split(256), split(16), split(16), entry.mean, entry.std, entry.classes)
+        return data.Dataset(name, split(16), split(2), split(2), entry.mean, entry.std, entry.classes)
 
     monkeypatch.setattr("startsparse.training.build.data.load", load)
 
 
-@pytest.mark.filterwarnings("ignore:rigl will never update")
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def num_parameters(path):
+    with torch.device("meta"):
+        return sum(p.numel() for p in models.make(**recipe.load(path).resolved()["model"]).parameters())
+
+
+QUICK = [path for path in RECIPES if num_parameters(path) < 3_000_000]  # of the others, a dry run is enough
+
+
+def test_enough_of_them_are_run():
+    assert len(QUICK) >= 11
+
+
+@pytest.mark.filterwarnings("ignore:.* will never update")
+@pytest.mark.parametrize("path", QUICK, ids=lambda path: path.stem)
 def test_two_steps(path, tmp_path, random_data):
-    chosen = recipe.load(path, [*SHORT, f"out={tmp_path}"])
+    method = recipe.load(path).method
+    smaller = ["data.batch_size=4", *(["method.rounds=2"] if method and method.name == "synflow" else [])]
+    chosen = recipe.load(path, [*SHORT, *smaller, f"out={tmp_path}"])
     result = runs.run(chosen, progress=False)
     rows = [json.loads(line) for line in (chosen.folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2]
     assert result["density"] == (
         1.0 if chosen.method is None else pytest.approx(chosen.method.options["density"], abs=1e-4)
     )
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_dry_run_checks_all_but_the_training(path, tmp_path, monkeypatch):
+    """Where there are no data it says so; where there are, all is ready."""
+    monkeypatch.setenv("STARTSPARSE_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    chosen = recipe.load(path, ["train.device=cpu"])
+    found = dry.check(chosen)
+    assert found.plan is None or found.plan.num_final == round(
+        chosen.method.options["density"] * found.plan.num_weights
+    )
+    home = tmp_path / chosen.data.name
+    if chosen.data.name != "digits":
+        assert len(found.missing) == 1 and str(home) in found.missing[0] and "not ready" in str(found)
+        home.mkdir()
+        assert data.missing(chosen.data.name) is None
+    assert found.facts["data"].startswith(chosen.data.name) and not list(tmp_path.glob("runs"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -9,6 +9,7 @@ EPILOG = """\
 examples:
   startsparse train recipes/digits_quick.yaml
   startsparse train recipes/fashion_rigl_in_random.yaml method.density=0.02 seed=3
+  startsparse train recipes/imagenet_resnet50_rigl.yaml --dry-run
   startsparse train recipes/fashion_snip.yaml method=null train.epochs=2 out=/tmp/runs
 
 The run's folder is its identity: <out>/<recipe name>-<hash of all that is not default>. It holds recipe.yaml,
@@ -20,15 +21,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     parser.add_argument("recipe", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as method.density=0.02")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything but the training; 1 if not ready"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print the final figures as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train and print the final figures."""
-    from startsparse.training import recipe, runs
+    from startsparse.training import dry, recipe, runs
 
     chosen = recipe.load(arguments.recipe, arguments.overrides)
+    if arguments.dry_run:
+        found = dry.check(chosen)
+        print(json.dumps(found.as_dict()) if arguments.json else found)
+        return 1 if found.missing else 0
     result = runs.run(chosen, progress=not arguments.quiet)
     if arguments.json:
         print(json.dumps(result | {"folder": str(chosen.folder)}))

@@ -77,8 +77,12 @@ def total_steps(recipe: Recipe, examples: int) -> int:
     return (recipe.train.epochs or 0) * (batches // recipe.train.accumulate)
 
 
-def plan_of(recipe: Recipe) -> Any:
+def plan_of(recipe: Recipe, batch: int | None = None) -> Any:
     """What the method will make of the model; printable, with ``as_dict()`` and ``warnings``. No data are needed.
+
+    Args:
+        recipe: of a run with a method.
+        batch: examples the costs are counted with, one batch of the run if None.
 
     Raises:
         ValueError: the recipe has no method, or asks for what its layers cannot hold.
@@ -95,7 +99,7 @@ def plan_of(recipe: Recipe) -> Any:
         layers=recipe.layers,
         execution=recipe.train.execution,
         optimizer=optimizer_of(recipe, model),
-        example_input=example_of(entry, min(chosen.batch_size, entry.examples)),
+        example_input=example_of(entry, batch or min(chosen.batch_size, entry.examples)),
         total_steps=total_steps(
             recipe, entry.examples - data.num_held_out(entry.examples, chosen.validation)
         ),

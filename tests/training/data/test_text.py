@@ -78,7 +78,7 @@ def test_bad_texts_are_named(tmp_path, file):
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(ValueError, match="a text of 0 characters is too short"):
         load(tmp_path / "empty.txt")
-    with pytest.raises(ValueError, match=r"context is a number of characters of 2 or more, got 1"):
+    with pytest.raises(ValueError, match=r"context: 2 characters or more were expected, got 1"):
         load(file, context=1)
     with pytest.raises(ValueError, match=r"size: the data set text:.* has no such option .it has context"):
         data.load(f"text:{file}", options=Options(size=3))

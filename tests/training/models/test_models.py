@@ -68,6 +68,7 @@ def test_depthwise_convolutions_and_strides():
     large = models.make("mobilenet-v2", stem="imagenet", input_shape=(3, 64, 64)).eval()
     small = models.make("mobilenet-v2", input_shape=(3, 32, 32)).eval()
     depthwise = [m for m in small.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    assert all(".depthwise." in name for name, m in small.named_modules() if m in depthwise)
     assert len(depthwise) == 17 and all(m.weight.shape[1] == 1 for m in depthwise)
     with torch.no_grad():
         assert large.blocks(large.stem(torch.zeros(1, 3, 64, 64))).shape[2:] == (2, 2)  # 1/32 of the side

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from startsparse.training.data.options import Options
 from startsparse.training.data.splits import Split
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,6 +28,7 @@ class Entry:
         classes: number of classes, or of distinct characters.
         hub: (repository, image column) to download it from; None: there is no such.
         is_text: next-token prediction rather than classification.
+        fit: what the entry becomes under options (size, context), and which ones it has; None: it has none.
         has_home: it lies in a folder of its name inside the data folder; otherwise a package or its name says where.
     """
 
@@ -39,4 +41,5 @@ class Entry:
     classes: int = 10
     hub: tuple[str, str] | None = None
     is_text: bool = False
+    fit: tuple[Callable[[Options], Entry], tuple[str, ...]] | None = None
     has_home: bool = True

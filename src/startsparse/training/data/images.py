@@ -97,6 +97,25 @@ def describe(folder: Path, options: Options) -> Entry:
     )
 
 
+def known(summary: str, size: int, examples: int, classes: int) -> Entry:
+    """A set of colour images in folders that is known by name, cut to ``size`` unless another one is asked for."""
+
+    def fit(options: Options) -> Entry:
+        side = options.size or size
+        return Entry(
+            summary,
+            (3, side, side),
+            examples,
+            reader(side),
+            IMAGENET_MEAN,
+            IMAGENET_STD,
+            classes,
+            fit=(fit, ("size",)),
+        )
+
+    return fit(Options())
+
+
 def reader(size: int | None) -> Callable[[Path], tuple[Split, Split]]:
     """A function that reads a folder's (train, test), its images resized to ``size``; None wants them all alike."""
     return lambda folder: read_folder(folder, size)

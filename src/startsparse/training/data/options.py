@@ -22,9 +22,9 @@ class Options:
 
     def __post_init__(self):
         if self.size is not None and self.size < 1:
-            raise ValueError(f"size is a positive number of pixels, got {self.size}")
+            raise ValueError(f"size: a positive number of pixels was expected, got {self.size}")
         if self.context is not None and self.context < 2:
-            raise ValueError(f"context is a number of characters of 2 or more, got {self.context}")
+            raise ValueError(f"context: 2 characters or more were expected, got {self.context}")
 
     def refuse_others(self, name: str, allowed: Sequence[str]) -> None:
         """Refuse options that a data set does not have.

@@ -6,13 +6,13 @@ import functools
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from startsparse.training.data import hub, idx, images, parquet, table, text
-from startsparse.training.data.entry import IMAGENET_MEAN, IMAGENET_STD, Entry
+from startsparse.training.data.entry import Entry
 from startsparse.training.data.errors import MissingData
 from startsparse.training.data.options import Options
 from startsparse.training.data.splits import Dataset, Split, hold_out
@@ -46,20 +46,20 @@ TABLE = {
         "50,000 + 10,000 colour images of 100 classes, 32x32",
         (3, 32, 32), 50_000, parquet.reader(classes=100), (0.507, 0.487, 0.441), (0.267, 0.256, 0.276), 100, ("uoft-cs/cifar100", "img"),
     ),
-    "tiny-imagenet": Entry(
-        "100,000 + 10,000 colour images of 200 classes, 64x64, in folders",
-        (3, 64, 64), 100_000, images.reader(64), IMAGENET_MEAN, IMAGENET_STD, 200,
+    "tiny-imagenet": images.known(
+        "100,000 + 10,000 colour images of 200 classes, 64x64, in folders", 64, 100_000, 200
     ),
-    "imagenet": Entry(
-        "1,281,167 + 50,000 photographs of 1,000 classes, in folders, cut to 224x224 or `size`",
-        (3, 224, 224), 1_281_167, images.reader(224), IMAGENET_MEAN, IMAGENET_STD, 1000,
+    "imagenet": images.known(
+        "1,281,167 + 50,000 photographs of 1,000 classes, in folders, cut to 224x224 or `size`", 224, 1_281_167, 1000
+    ),
+    "tinyshakespeare": text.known(
+        "1,115,394 characters of plays, 65 distinct", "input.txt", 1_115_394, 65
     ),
     "digits": Entry(
         "1,437 + 360 handwritten digits, 8x8; comes with scikit-learn",
         (1, 8, 8), 1_437, read_digits, (0.2874,), (0.3534,), has_home=False,
     ),
 }  # fmt: skip
-IN_FOLDERS = ("tiny-imagenet", "imagenet")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['cifar10', 'cifar100', 'digits', 'fashion-mnist', 'imagenet', 'mnist', 'tiny-imagenet']
+        ['cifar10', 'cifar100', 'digits', 'fashion-mnist', 'imagenet', 'mnist', 'tiny-imagenet', 'tinyshakespeare']
     """
     return sorted(TABLE)
 
@@ -101,11 +101,9 @@ def describe(name: str, root: str | Path | None = None, options: Options | None 
     prefix, kind = _kind(name)
     if kind is None:
         entry = find("data set", name, TABLE)
-        options.refuse_others(name, ("size",) if name in IN_FOLDERS else ())
-        if options.size is None:
-            return entry
-        side = options.size
-        return replace(entry, shape=(3, side, side), read=images.reader(side))
+        fit, has = entry.fit or (lambda _: entry, ())
+        options.refuse_others(name, has)
+        return fit(options)
     options.refuse_others(name, kind.options)
     rest = name.removeprefix(prefix)
     if not rest:
@@ -225,8 +223,8 @@ def _locate(name: str, entry: Entry, root: str | Path | None) -> tuple[Split, Sp
         raise MissingData(f"no data set {name} in {root}: {folder} does not exist")
     if entry.hub is None:
         raise MissingData(
-            f"no data set {name}: {folder} does not exist. Set STARTSPARSE_DATA to the folder that holds {name}/ with "
-            f"train/CLASS/*.JPEG and val/CLASS/*.JPEG in it"
+            f"no data set {name}: {folder} does not exist. Set STARTSPARSE_DATA to the folder that holds {name}/"
+            f"{'' if entry.is_text else ' with train/CLASS/*.JPEG and val/CLASS/*.JPEG in it'}"
         )
     try:
         return hub.fetch(*entry.hub)

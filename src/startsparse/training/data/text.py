@@ -76,6 +76,30 @@ def describe(path: Path, options: Options) -> Entry:
     )
 
 
+def known(summary: str, file: str, characters: int, classes: int) -> Entry:
+    """A text that is known by name: so many characters in ``file`` of its folder, so many of them distinct."""
+    in_training = characters - round(TEST_SHARE * characters)
+
+    def fit(options: Options) -> Entry:
+        context = options.context or CONTEXT
+
+        def read_file(folder: Path) -> tuple[TextSplit, TextSplit]:
+            return read(folder / file, context)
+
+        examples = (in_training - 2) // context
+        return Entry(
+            summary,
+            (context,),
+            examples,
+            read_file,
+            classes=classes,
+            is_text=True,
+            fit=(fit, ("context",)),
+        )
+
+    return fit(Options())
+
+
 def read(path: Path, context: int) -> tuple[TextSplit, TextSplit]:
     """(train, test): the last tenth of the text is the test part.
 

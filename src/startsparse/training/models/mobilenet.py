@@ -37,14 +37,15 @@ class InvertedResidual(nn.Module):
     def __init__(self, before: int, after: int, stride: int, expansion: int):
         super().__init__()
         inner = before * expansion
-        up = _unit(before, inner, 1) if expansion != 1 else []
-        depthwise = _unit(inner, inner, 3, stride, groups=inner)
-        self.body = nn.Sequential(*up, *depthwise, *_unit(inner, after, 1)[:2])
+        self.up = nn.Sequential(*_unit(before, inner, 1)) if expansion != 1 else nn.Identity()
+        self.depthwise = nn.Sequential(*_unit(inner, inner, 3, stride, groups=inner))
+        self.down = nn.Sequential(*_unit(inner, after, 1)[:2])
         self.around = stride == 1 and before == after
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, before, H, W) -> (N, after, H / stride, W / stride)."""
-        return x + self.body(x) if self.around else self.body(x)
+        y = self.down(self.depthwise(self.up(x)))
+        return x + y if self.around else y
 
 
 class MobileNetV2(nn.Module):
@@ -98,6 +99,8 @@ def mobilenet_v2(
     References:
         Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018, table 2,
         https://arxiv.org/abs/1801.04381
+
+    Its depthwise convolutions have 9 weights a channel; ``layers=["!*.depthwise.0"]`` keeps them dense.
 
     Example:
         >>> len([p for p in mobilenet_v2().parameters() if p.dim() > 1])  # 17 of them are depthwise
