@@ -11,16 +11,19 @@ from .dynamics import Dynamics as Dynamics
 from .execution.convert import densify_execution as densify_execution
 from .execution.convert import sparsify_execution as sparsify_execution
 from .methods import ACDC as ACDC
+from .methods import DSR as DSR
 from .methods import GGR as GGR
 from .methods import GMP as GMP
+from .methods import IMP as IMP
 from .methods import ITOP as ITOP
 from .methods import MEST as MEST
-from .methods import DSR as DSR
+from .methods import RST as RST
 from .methods import SET as SET
 from .methods import SNFS as SNFS
 from .methods import SNIP as SNIP
 from .methods import Biprop as Biprop
 from .methods import ContinuousSparsification as ContinuousSparsification
+from .methods import EarlyBird as EarlyBird
 from .methods import EdgePopup as EdgePopup
 from .methods import EdgePopupAnnealed as EdgePopupAnnealed
 from .methods import GraNet as GraNet
@@ -51,5 +54,6 @@ from .sources import RandomSource as RandomSource
 from .sources import ZerosSource as ZerosSource
 from .sparsifier import Sparsifier as Sparsifier
 from .sparsifier import attach as attach
+from .tickets import lottery as lottery
 
 __version__ = "0.1.0.dev0"

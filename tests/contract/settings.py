@@ -69,6 +69,7 @@ SETTINGS: dict[str, Setting] = {
     "grasp": Setting(),
     "magnitude": Setting(),
     "rigl": Setting({"update_interval": 2, "drop_fraction": 0.5, "update_end": 8}, True, (2, 4, 6)),
+    "rst": Setting({"ramp_steps": 3, "stabilise_steps": 2}, True, (4,)),
     "set": Setting({"update_interval": 2, "drop_fraction": 0.5, "update_end": 8}, True, (2, 4, 6)),
     "snip": Setting(changes=(0,)),
     "static": Setting(random=True),

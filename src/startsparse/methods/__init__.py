@@ -13,14 +13,16 @@ from .at_init import SynFlow as SynFlow
 from .base import Method as Method
 from .drop_grow import SET as SET
 from .drop_grow import RigL as RigL
+from .dsr import DSR as DSR
 from .edge_popup import Biprop as Biprop
 from .edge_popup import EdgePopup as EdgePopup
 from .edge_popup import EdgePopupAnnealed as EdgePopupAnnealed
 from .edge_popup import Hydra as Hydra
 from .edge_popup import MovementFrozen as MovementFrozen
 from .ggr import GGR as GGR
-from .dsr import DSR as DSR
 from .granet import GraNet as GraNet
+from .iterative import IMP as IMP
+from .iterative import EarlyBird as EarlyBird
 from .itop import ITOP as ITOP
 from .jackpot import Jackpot as Jackpot
 from .jackpot import Jackpot2021 as Jackpot2021
@@ -31,10 +33,11 @@ from .mest import MEST as MEST
 from .prune import GMP as GMP
 from .prune import SNIP as SNIP
 from .prune import Magnitude as Magnitude
+from .rst import RST as RST
 from .search import SearchMethod as SearchMethod
+from .snfs import SNFS as SNFS
 from .soft_masks import ContinuousSparsification as ContinuousSparsification
 from .soft_masks import ProbMask as ProbMask
-from .snfs import SNFS as SNFS
 from .srigl import SRigL as SRigL
 from .static import Static as Static
 from .supermask import Piggyback as Piggyback
@@ -45,7 +48,27 @@ from .view import LayerView as LayerView
 
 REGISTRY: dict[str, type[Any]] = {
     method.name: method
-    for method in (Static, Magnitude, SNIP, GMP, SET, RigL, ITOP, MEST, GraNet, ACDC, SNFS, DSR, SRigL, GGR, GraSP, SynFlow)
+    for method in (
+        Static,
+        Magnitude,
+        SNIP,
+        GMP,
+        SET,
+        RigL,
+        ITOP,
+        MEST,
+        GraNet,
+        ACDC,
+        SNFS,
+        DSR,
+        SRigL,
+        GGR,
+        GraSP,
+        SynFlow,
+        RST,
+        IMP,
+        EarlyBird,
+    )
 }
 SEARCHES: tuple[type[SearchMethod], ...] = (
     Jackpot,

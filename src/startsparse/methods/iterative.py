@@ -186,7 +186,7 @@ class EarlyBird(IMP):
     window: int = 4
     tolerance: float = 0.1
 
-    name: ClassVar[str] = "early_bird"
+    name: ClassVar[str] = "early-bird"
     paper: ClassVar[str] = "You et al. 2020"
     summary: ClassVar[str] = "draw the ticket as soon as it settles"
 

@@ -34,9 +34,9 @@ PENALTIES = ("auto", "gradient", "decoupled")
 
 @dataclass(frozen=True)
 class RST(Prune):
-    """Makes a random ticket trainable: all weights train while those outside it are pulled to zero, then it is masked.
+    """Random Sparse Network Transformation: all weights train while those outside a ticket are pulled to zero.
 
-    A ticket is drawn at attachment and never changes. The strength of the pull rises to ``bound`` and stays there; then
+    A ticket is drawn at attachment and stays. The strength of the pull rises to ``bound`` and stays there; then
     the ticket is masked, the optimizer begins anew, and the run goes on as fine-tuning. Until then ``sparse.masks`` is
     all of the source and ``sparse.target_masks`` the ticket. The learning rate is the loop's.
 
