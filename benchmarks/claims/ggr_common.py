@@ -18,7 +18,6 @@ import torch
 from common import stats
 
 import startsparse as ss
-from startsparse.costs import uses_per_sample
 from startsparse.layers import find
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -70,30 +69,19 @@ def run(
     examples = common.load(data)
     name, shape = NETS[data]
     model = common.make_model(name, examples, seed, **shape)
-    layers = find(model)
-    shapes = {name: layer.shape for name, layer in layers.items()}
-    uses, _ = uses_per_sample(model, layers, examples.x_train[:1])
+    shapes = {name: layer.shape for name, layer in find(model).items()}
     moving = {"update_interval": update_interval, "drop_fraction": FRACTION} | dict(options or {})
     how = METHODS[method](moving, density=density, seed=seed, distribution=start(begins, shapes, density))
-    seen: dict[str, Any] = {}
-
-    def note(step: int, model: Any, sparse: Any) -> None:
-        if step == 1:
-            seen["first"] = {n: int(mask.sum()) for n, mask in sparse.masks.items()}
-            seen["visited"] = {n: mask.clone() for n, mask in sparse.masks.items()}
-        elif how.due(step - 1, steps):
-            for n, mask in sparse.masks.items():
-                seen["visited"][n] |= mask
 
     def finish(model: Any, sparse: Any) -> dict[str, Any]:
-        rows = sparse.report().layers
+        moved = sparse.dynamics(examples.x_train[:1])
         return {
-            "start_counts": seen["first"],
-            "end_counts": {row.name: row.num_active for row in rows},
-            "dead_units": {row.name: row.dead_units for row in rows},
-            "explored_share": sum(int(m.sum()) for m in seen["visited"].values())
-            / sum(row.num_weights for row in rows),
-            "end_flops": sum(2 * row.num_active * uses[row.name] for row in rows),
+            "start_counts": {row.name: row.num_start for row in moved.layers},
+            "end_counts": {row.name: row.num_active for row in moved.layers},
+            "growth_shares": {n: statistics.fmean(s) for n, s in moved.growth_shares.items() if s},
+            "dead_units": {row.name: row.dead_units for row in moved.layers},
+            "explored_share": moved.exploration,
+            "end_flops": moved.flops,
             "gradient_steps": how.dense_gradient_steps(steps),
         }
 
@@ -108,7 +96,6 @@ def run(
             lr=lr,
             options={"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
             seed=seed,
-            each_step=note,
             finish=finish,
         )
 

@@ -16,18 +16,17 @@ SOURCE = "Parger et al. 2022, abstract; the net, its size and its length are our
 DENSITY = 0.02
 BARS = {"bad": 0.05, "uniform": 0.03, "erk": -0.02}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "set": ("set", {}),
     "rigl": ("rigl", {}),
     "ggr": ("ggr", {}),
-}
-AVERAGED: dict[str, tuple[str, dict[str, Any]]] = {
+    "set": ("set", {}),
     "rigl, window 20": ("ggr", g.rigl_averaged(20)),
     "ggr, window 20": ("ggr", {"gradient_window": 20}),
 }
+STEPS = 600
 
 
 def runs() -> list[dict[str, Any]]:
-    """Five convolutions and a linear layer; averaged gradients from ERK only."""
+    """Five convolutions and a linear layer; SET and averaged gradients from ERK only."""
     return [
         {
             "data": "cifar10",
@@ -35,11 +34,13 @@ def runs() -> list[dict[str, Any]]:
             "begins": b,
             "method": method,
             "options": options,
+            "steps": STEPS,
             "seed": seed,
         }
         for seed in g.SEEDS
         for b in BARS
-        for method, options in [*CASES.values(), *(AVERAGED.values() if b == "erk" else ())]
+        for case, (method, options) in CASES.items()
+        if b == "erk" or case in ("rigl", "ggr")
     ]
 
 
@@ -54,7 +55,7 @@ def judge(records: list[dict[str, Any]]) -> str:
     for begins, bar in BARS.items():
         groups = {
             case: g.where(records, begins=begins, method=method, options=options)
-            for case, (method, options) in (CASES | AVERAGED).items()
+            for case, (method, options) in CASES.items()
         }
         groups = {case: group for case, group in groups.items() if group}
         for case, group in groups.items():

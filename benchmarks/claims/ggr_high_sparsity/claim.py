@@ -22,9 +22,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rigl, window 20": ("ggr", g.rigl_averaged(WINDOW)),
     "ggr, window 20": ("ggr", {"gradient_window": WINDOW}),
     "ggr, floor half ERK": ("ggr", {"floor": 0.5}),
-    "mean gradient counts": ("ggr", {"count_by": "mean_gradient", "rho": 1.0}),
 }
-MILD = ("static", "set", "rigl", "ggr")  # all that is run at 90 and 95 %
+MILD = ("set", "rigl", "ggr")  # all that is run at 90 and 95 %
 NO_WORSE = -0.01
 
 
