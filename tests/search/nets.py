@@ -85,4 +85,6 @@ def copies(model: nn.Module) -> dict[str, Tensor]:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal bit for bit."""
-    return a.shape == b.shape and torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
+    return a.shape == b.shape and torch.equal(
+        a.contiguous().view(torch.int32), b.contiguous().view(torch.int32)
+    )

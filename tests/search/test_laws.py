@@ -18,10 +18,14 @@ SOURCES = {
     "n:m": lambda: ss.RandomSource(0.75, layout="3:4", seed=3),
 }
 SOFT = ("biprop", "continuous-sparsification", "maskllm", "probmask", "supermask")
-HANDED_OVER_AS_THEY_ARE = [name for name in PRESETS if name not in ("biprop", "continuous-sparsification", "supermask")]
+HANDED_OVER_AS_THEY_ARE = [
+    name for name in PRESETS if name not in ("biprop", "continuous-sparsification", "supermask")
+]
 
 
-def start(name: str, source: str = "dense", optimizer: str = "sgd", model: nn.Module | None = None, **changes):
+def start(
+    name: str, source: str = "dense", optimizer: str = "sgd", model: nn.Module | None = None, **changes
+):
     model = model or net()
     search = ss.search(model, make(name, **changes), source=SOURCES[source](), total_steps=TOTAL_STEPS)
     return search, OPTIMIZERS[optimizer](search.scores())
@@ -97,7 +101,7 @@ def test_zero_gradients_and_ties(name):
             if parameter.dim() > 1:
                 parameter.copy_(parameter.sign() * 0.25)  # all magnitudes tied
                 parameter[0] = 0  # and a dead filter
-    changes = {"distribution": "uniform"} if "distribution" in {f for f in make(name).hyper_parameters()} else {}
+    changes = {"distribution": "uniform"} if "distribution" in set(make(name).hyper_parameters()) else {}
     search, optimizer = start(name, model=model, **changes)
     for step in range(4):
         (loss_of(model, step) * 0).backward()
@@ -115,7 +119,11 @@ def test_resume(name, optimizer):
     """Stop, save, load, go on is never stopped, bit for bit, in either order of loading."""
     search, stepper = start(name, optimizer=optimizer)
     advance(search, stepper, range(4))
-    state = {"model": search.model.state_dict(), "search": search.state_dict(), "optimizer": stepper.state_dict()}
+    state = {
+        "model": search.model.state_dict(),
+        "search": search.state_dict(),
+        "optimizer": stepper.state_dict(),
+    }
     file = io.BytesIO()
     torch.save(state, file)
     advance(search, stepper, range(4, TOTAL_STEPS))
@@ -134,7 +142,9 @@ def test_resume(name, optimizer):
         assert all(same_bits(a.detach(), b) for a, b in zip(again.scores(), scores, strict=True))
         masks = again.finish()
         assert all(torch.equal(masks[n], finals[n]) for n in finals)
-        assert all(same_bits(a, b) for a, b in zip(again.model.parameters(), search.model.parameters(), strict=True))
+        assert all(
+            same_bits(a, b) for a, b in zip(again.model.parameters(), search.model.parameters(), strict=True)
+        )
         assert all(
             torch.equal(a, b) for a, b in zip(again.model.buffers(), search.model.buffers(), strict=True)
         )
@@ -191,7 +201,7 @@ def test_half_precision(name):
     search = ss.search(model, make(name), total_steps=TOTAL_STEPS)
     assert all(score.dtype == torch.float32 for score in search.scores())
     optimizer = OPTIMIZERS["sgd"](search.scores())
-    for step in range(2):
+    for _ in range(2):
         loss = model(torch.randn(4, 4, 6, 6).bfloat16()).float().square().mean()
         loss.backward()
         optimizer.step()

@@ -143,22 +143,22 @@ class _Gradient:
     """The post-accumulate hook of a weight; in a copy of the model it does nothing."""
 
     def __init__(self, site: ScoreSite, search: Search):
-        self._site, self._search = site, weakref.ref(search)
+        self._site, self._search = weakref.ref(site), weakref.ref(search)
 
     @torch.no_grad()
     def __call__(self, parameter: Tensor) -> None:
-        search, gradient = self._search(), parameter.grad
-        if search is None or gradient is None:
+        site, search, gradient = self._site(), self._search(), parameter.grad
+        if site is None or search is None or gradient is None:
             return
         parameter.grad = None
-        site = self._site
         if gradient.layout != torch.strided:
             raise ValueError(
                 f"{site.name}: its gradient is a sparse tensor; build the layer with sparse=False"
             )
         site.check_place()
         scored = site.scored
-        signal = gradient.to(torch.float32) * search.method.base(scored)
+        exact = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        signal = (exact * search.method.base(scored)).to(torch.float32)
         search._deliver(site, scored.inside(signal.contiguous(), 0))
 
     def __deepcopy__(self, memo: dict):

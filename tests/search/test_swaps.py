@@ -1,0 +1,109 @@
+"""Restricted swaps: by hand, and their laws over random scores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from startsparse.methods import swaps
+from startsparse.selection import top_k, top_k_in_rows
+
+KEY = torch.tensor([5.0, 1.0, 2.0, 0.0, 3.0, 4.0, 0.5, 0.2])
+MASK = torch.tensor([1, 1, 1, 1, 0, 0, 0, 0]).bool()
+
+
+def gap(at, arrives):
+    return KEY[at] if arrives else -KEY[at]
+
+
+@pytest.mark.parametrize(
+    ("made", "after"),
+    [
+        (0, [1, 1, 1, 1, 0, 0, 0, 0]),
+        (1, [1, 1, 1, 0, 0, 1, 0, 0]),  # 4.0 comes, 0.0 goes
+        (2, [1, 0, 1, 0, 1, 1, 0, 0]),  # then 3.0 comes, 1.0 goes
+        (9, [1, 0, 1, 0, 1, 1, 0, 0]),
+    ],
+)
+def test_swaps_by_hand(made, after):
+    want = top_k(KEY, 4, prefer=MASK)
+    assert want.int().tolist() == [1, 0, 1, 0, 1, 1, 0, 0]
+    assert swaps.restrict(want, MASK, lambda wanted: made, gap).int().tolist() == after
+
+
+def test_pairs_within_rows_by_hand():
+    """Rows of four, two each: the widest gap of all rows goes first, and every row keeps its two."""
+    key = torch.tensor([[3.0, 0.0, 2.0, 1.0], [9.0, 0.0, 1.0, 8.0]])
+    mask = torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0]]).bool()
+    want = top_k_in_rows(key, 2, prefer=mask)
+    assert want.int().tolist() == [[1, 0, 1, 0], [1, 0, 0, 1]]
+    flat = key.reshape(-1)
+
+    def worth(at, arrives):
+        return flat[at] if arrives else -flat[at]
+
+    one = swaps.restrict(want, mask, lambda wanted: 1, worth, row=4)  # gaps: 8 - 0, 3 - 0, 2 - 1
+    assert one.int().tolist() == [[0, 1, 0, 1], [1, 0, 0, 1]]
+    two = swaps.restrict(want, mask, lambda wanted: 2, worth, row=4)
+    assert two.int().tolist() == [[1, 0, 0, 1], [1, 0, 0, 1]]
+
+
+def test_surplus_goes_whatever_the_limit():
+    want = torch.tensor([0, 0, 0, 0, 0, 1, 0, 0]).bool()
+    after = swaps.restrict(want, MASK, lambda wanted: 0, gap)
+    assert after.int().tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=40),
+    st.randoms(use_true_random=False),
+    st.integers(0, 8),
+)
+def test_laws(values, random, made):
+    """Exact count, no more swaps than allowed, all of them towards the ranking, nothing to do means nothing done."""
+    key = torch.tensor(values, dtype=torch.float32)
+    count = random.randint(0, len(values))
+    mask = torch.zeros(len(values), dtype=torch.bool)
+    mask[random.sample(range(len(values)), count)] = True
+    want = top_k(key, count, prefer=mask)
+
+    def worth(at, arrives):
+        return key[at] if arrives else -key[at]
+
+    after = swaps.restrict(want, mask, lambda wanted: min(made, wanted), worth)
+    assert int(after.sum()) == count
+    wanted = int((want & ~mask).sum())
+    assert int((after & ~mask).sum()) == min(made, wanted)
+    assert not bool((after & ~mask & ~want).any())
+    assert not bool((mask & ~after & want).any())
+    if made >= wanted:
+        assert torch.equal(after, want)
+    kept = key[mask & ~want]
+    assert not len(kept) or float(kept.max()) < float(key[want & ~mask].min())  # ties never swap
+    assert torch.equal(swaps.restrict(want, want, lambda wanted: made, worth), want)
+
+
+@given(st.integers(1, 10**6), st.floats(0, 1))
+def test_caps(wanted, progress):
+    for restriction in (*swaps.SCHEDULES, 0.3):
+        assert 1 <= swaps.cap(restriction, wanted, progress) <= wanted
+    assert swaps.cap("none", wanted, progress) == swaps.cap(1.0, wanted, progress) == wanted
+    assert swaps.cap("quartic", wanted, 0.0) == swaps.cap("cosine", wanted, 0.0) == wanted
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.randoms(use_true_random=False), st.booleans())
+def test_top_k_in_rows_is_top_k_of_each_row(rows, columns, random, preferred):
+    scores = torch.tensor([[float(random.randint(0, 3)) for _ in range(columns)] for _ in range(rows)])
+    prefer = torch.tensor([[random.random() < 0.5 for _ in range(columns)] for _ in range(rows)])
+    count = random.randint(0, columns)
+    mask = top_k_in_rows(scores, count, prefer=prefer if preferred else None)
+    expected = [top_k(scores[i], count, prefer=prefer[i] if preferred else None) for i in range(rows)]
+    assert torch.equal(mask, torch.stack(expected))
+
+
+def test_top_k_in_rows_refuses_a_row_without_room():
+    scores = torch.tensor([[1.0, 2.0, 3.0], [1.0, -torch.inf, -torch.inf]])
+    with pytest.raises(ValueError, match=r"fc: cannot take 2 of the 1 positions"):
+        top_k_in_rows(scores, 2, what="fc")
