@@ -11,7 +11,8 @@ from torch import nn
 
 import startsparse as ss
 from startsparse.methods import DenseView
-from startsparse.methods.redistribute import affordable, counts_by_rank, shared
+from startsparse.methods.redistribute import affordable, highest, shared
+from startsparse.selection import top_k
 
 from .tables import bits, written
 
@@ -310,9 +311,26 @@ def test_shares_under_ceilings():
         shared(104, {"x": 1.0, "y": 1.0}, {"x": 3, "y": 100})
 
 
-def test_counts_of_ties_go_to_the_first_name():
+def test_ties_go_to_the_first_name_and_then_to_the_lower_index():
     scores = {"y": torch.ones(4), "x": torch.ones(2)}
-    assert counts_by_rank(scores, 3, {"x": 1, "y": 2}, {"x": 2, "y": 4}) == {"y": 1, "x": 2}
+    found = highest(lambda name: (torch.arange(len(scores[name])), scores[name]), scores, 3)
+    assert {name: positions.tolist() for name, (positions, _) in found.items()} == {"x": [0, 1], "y": [0]}
+
+
+@pytest.mark.parametrize("total", [0, 1, 7, 40, 1000])
+def test_the_highest_of_many_layers_are_those_of_one_long_list(total):
+    """Few distinct values, so that the bar is a tie again and again while the layers come by."""
+    generator = torch.Generator().manual_seed(total)
+    room = {f"layer{index:02}": 3 + 5 * index for index in range(20)}
+    scores = {n: torch.randint(0, 6, (30,), generator=generator).float() for n in room}
+    best = {n: top_k(scores[n], min(room[n], 30)) for n in room}
+    given = {n: (best[n].nonzero().squeeze(1), scores[n][best[n]]) for n in room}
+    found = highest(given.__getitem__, reversed(list(room)), total)
+    alone = torch.cat([score for _, score in given.values()])
+    chosen = top_k(alone, min(total, int((alone > 0).sum()))).split([len(p) for p, _ in given.values()])
+    for mask, name in zip(chosen, room, strict=True):
+        assert torch.equal(found[name][0], given[name][0][mask])
+        assert torch.equal(found[name][1], given[name][1][mask])
 
 
 def test_drops_shrink_where_nothing_can_grow_again():

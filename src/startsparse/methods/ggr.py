@@ -16,7 +16,7 @@ from ..criteria import magnitude
 from ..selection import top_k, top_k_across
 from .base import Changes, Start, Views, layer_counts
 from .drop_grow import DropGrow, moved
-from .redistribute import affordable, counts_by_rank, shared
+from .redistribute import affordable, highest, shared
 from .view import LayerView
 
 COUNTS = ("top_gradients", "mean_gradient", "sum_gradient", "live", "dropped")
@@ -196,20 +196,23 @@ class GGR(DropGrow):
         room: Mapping[str, int],
         returning: Mapping[str, Tensor],
     ) -> tuple[dict[str, int], Found]:
-        """How much each layer grows, and the candidates where they were looked up for that."""
+        """How much each layer grows, and its part of the highest gradients where they decide that."""
         total = sum(drops.values())
         if self.count_by == "top_gradients":
-            found = {
-                name: self._candidates(view, min(total, room[name]), returning[name])
-                for name, view in views.items()
-            }
-            scores = {name: score for name, (_, score) in found.items()}
-            if total and not any(bool((score > 0).any()) for score in scores.values()):
+            found = highest(
+                lambda name: self._candidates(views[name], min(total, room[name]), returning[name]),
+                views,
+                total,
+            )
+            counts = {name: len(positions) for name, (positions, _) in found.items()}
+            if total and not any(counts.values()):
                 warnings.warn(
                     f"{self.name}: no gradient reached an inactive weight: every layer gets back as many as it dropped",
                     stacklevel=7,
                 )
-            return counts_by_rank(scores, total, drops, room), found
+            rest = total - sum(counts.values())
+            others = shared(rest, drops, {name: room[name] - counts[name] for name in views})
+            return {name: counts[name] + others[name] for name in views}, found
         if self.count_by == "live":
             wishes = {name: float(view.num_active - drops[name]) for name, view in views.items()}
         elif self.count_by == "dropped":
@@ -248,10 +251,12 @@ class GGR(DropGrow):
         wanted = min(count, math.floor(self.rho * count + 0.5))
         if wanted == 0:
             return view.grow_at_random(count, returning, self.seed, step)
-        positions, scores = view.candidates(wanted, returning) if found is None else found
+        if found is None or (len(found[0]) < wanted and self.rho == 1):
+            found = view.candidates(wanted, returning)
+        positions, scores = found
         if self.rho < 1:
             wanted = min(wanted, int((scores > 0).sum()))
-        best = positions[top_k(scores, wanted, what=view.name)]
+        best = positions[top_k(scores, wanted, what=view.name)].to(returning.device)
         rest = _at_random_besides(view, best, count - wanted, returning, self.seed, step)
         return torch.cat([best, rest]).sort().values if len(rest) else best
 

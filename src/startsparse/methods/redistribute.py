@@ -6,12 +6,13 @@ equal, the one whose name sorts first comes first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from ..distributions import water_fill, whole
-from ..selection import top_k_across
+from ..selection import top_k
 
 Counts = Mapping[str, int]
 
@@ -49,33 +50,55 @@ def _spread(total: int, wishes: dict[str, float], room: dict[str, int]) -> dict[
     return whole(water_fill(wishes, room, float(total)), total, room) if total else dict.fromkeys(room, 0)
 
 
-def counts_by_rank(
-    scores: Mapping[str, Tensor], total: int, otherwise: Counts, room: Counts
-) -> dict[str, int]:
-    """How many of the ``total`` highest scores of all layers together lie in each layer.
+def highest(
+    candidates: Callable[[str], tuple[Tensor, Tensor]], names: Iterable[str], total: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The ``total`` highest scores of all layers together, by layer: positions (rising) and scores.
 
-    Only scores above zero are ranked: a position whose score is zero was asked for by nobody. What is left of
-    ``total`` then is shared as ``otherwise``.
+    Only scores above zero are ranked: a position whose score is zero was asked for by nobody. One layer is looked at
+    at a time, and never more than about ``2 * total`` candidates are kept besides it.
 
     Args:
-        scores: layer name -> scores of its best candidates, (at most ``room``,). Which of a layer's positions they
-            belong to does not matter; no layer's top ``min(total, room)`` may be missing.
-        total: weights to place.
-        otherwise: layer name -> its share where the scores say nothing.
-        room: layer name -> the most it can take.
+        candidates: layer name -> its best positions, rising, and their scores; none of its top min(total, room) may
+            be missing, and no more than its room may be there: then a full layer's share goes to the others.
+        names: of the layers.
+        total: how many to take; fewer where there are fewer above zero.
 
     Example:
         >>> import torch
         >>> scores = {"a": torch.tensor([5.0, 1.0]), "b": torch.tensor([4.0, 0.0, 3.0])}
-        >>> counts_by_rank(scores, 3, {"a": 2, "b": 1}, {"a": 2, "b": 3})
-        {'a': 1, 'b': 2}
+        >>> found = highest(lambda name: (torch.arange(len(scores[name])), scores[name]), scores, 3)
+        >>> found["a"][0].tolist(), found["b"][0].tolist()
+        ([0], [0, 2])
     """
-    positive = {name: scores[name][scores[name] > 0] for name in sorted(scores)}
-    ranked = min(total, sum(map(len, positive.values())))
-    taken = top_k_across(positive, ranked)
-    counts = {name: int(taken[name].sum()) for name in scores}
-    left = shared(total - ranked, otherwise, {name: room[name] - counts[name] for name in scores})
-    return {name: counts[name] + left[name] for name in scores}
+    order = sorted(names)
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []  # scores, positions, number of the layer
+    bar, count = 0.0, 0
+    for number, name in enumerate(order if total else ()):
+        positions, scores = candidates(name)
+        above = scores > bar  # what lies at the bar comes too late: ties go to the earlier name
+        where = kept[0][0].device if kept else scores.device
+        kept.append(
+            (
+                scores[above].to(where),
+                positions[above].to(where),
+                torch.full((int(above.sum()),), number, device=where),
+            )
+        )
+        count += len(kept[-1][0])
+        if count > 2 * total or number == len(order) - 1:
+            merged = [torch.cat(parts) for parts in zip(*kept, strict=True)]
+            if count > total:
+                best = top_k(merged[0], total)
+                merged, count = [part[best] for part in merged], total
+                bar = float(merged[0].min())
+            kept = [(merged[0], merged[1], merged[2])]
+    if not kept:
+        return {name: (torch.empty(0, dtype=torch.int64), torch.empty(0)) for name in order}
+    scores, positions, layers = kept[0]
+    return {
+        name: (positions[layers == number], scores[layers == number]) for number, name in enumerate(order)
+    }
 
 
 def affordable(
