@@ -39,17 +39,23 @@ class ImageNetResNet(nn.Module):
     """A stem, four stages (the last three halve the image), average pooling, ``fc``."""
 
     def __init__(
-        self, blocks: Sequence[int], bottleneck: bool, large_stem: bool, channels: int, classes: int
+        self,
+        blocks: Sequence[int],
+        bottleneck: bool,
+        base: int,
+        large_stem: bool,
+        channels: int,
+        classes: int,
     ):
         super().__init__()
         kernel, stride = (7, 2) if large_stem else (3, 1)
-        self.conv1 = nn.Conv2d(channels, 64, kernel, stride, padding=kernel // 2, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(channels, base, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(base)
         self.pool = nn.MaxPool2d(3, 2, padding=1) if large_stem else nn.Identity()
         self.stages = nn.Sequential()
-        width = 64
+        width = base
         for stage, count in enumerate(blocks):
-            inner = 64 * 2**stage
+            inner = base * 2**stage
             layers: list[nn.Module] = []
             for block in range(count):
                 stride = 2 if stage and not block else 1
@@ -72,20 +78,30 @@ class ImageNetResNet(nn.Module):
 
 
 def _make(
-    name: str, blocks: Sequence[int], bottleneck: bool, stem: str, input_shape: Sequence[int], classes: int
+    name: str,
+    blocks: Sequence[int],
+    bottleneck: bool,
+    stem: str,
+    width: float,
+    input_shape: Sequence[int],
+    classes: int,
 ) -> ImageNetResNet:
-    channels, height, width = image_shape(name, input_shape)
-    return ImageNetResNet(blocks, bottleneck, has_large_stem(stem, height, width), channels, classes)
+    channels, *sides = image_shape(name, input_shape)
+    base = round(64 * width)
+    if base < 1:
+        raise ValueError(f"width {width} leaves no channel in the first stage")
+    return ImageNetResNet(blocks, bottleneck, base, has_large_stem(stem, *sides), channels, classes)
 
 
 def resnet18(
-    stem: str = "auto", input_shape: Sequence[int] = (3, 32, 32), classes: int = 10
+    stem: str = "auto", width: float = 1.0, input_shape: Sequence[int] = (3, 32, 32), classes: int = 10
 ) -> ImageNetResNet:
     """ResNet-18 of basic blocks.
 
     Args:
         stem: ``"imagenet"`` (7x7 of stride 2 and a pooling), ``"cifar"`` (3x3 of stride 1, as is usual for small
             images), or ``"auto"``: that of ImageNet for images of more than 64 pixels.
+        width: factor on all channels.
         input_shape: (C, H, W) of an image.
         classes: number of outputs.
 
@@ -97,13 +113,13 @@ def resnet18(
         >>> len(weights), sum(weights)
         (21, 11164352)
     """
-    return _make("resnet18", (2, 2, 2, 2), False, stem, input_shape, classes)
+    return _make("resnet18", (2, 2, 2, 2), False, stem, width, input_shape, classes)
 
 
 def resnet50(
-    stem: str = "auto", input_shape: Sequence[int] = (3, 224, 224), classes: int = 1000
+    stem: str = "auto", width: float = 1.0, input_shape: Sequence[int] = (3, 224, 224), classes: int = 1000
 ) -> ImageNetResNet:
-    """ResNet-50 of bottleneck blocks, the stride in the 3x3 convolution; ``stem`` as for ``resnet18``.
+    """ResNet-50 of bottleneck blocks, the stride in the 3x3 convolution; options as for ``resnet18``.
 
     References:
         He et al., Deep Residual Learning for Image Recognition, CVPR 2016, table 1, https://arxiv.org/abs/1512.03385
@@ -116,4 +132,4 @@ def resnet50(
         >>> len(weights), sum(weights)
         (54, 25502912)
     """
-    return _make("resnet50", (3, 4, 6, 3), True, stem, input_shape, classes)
+    return _make("resnet50", (3, 4, 6, 3), True, stem, width, input_shape, classes)
