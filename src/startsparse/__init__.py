@@ -39,14 +39,17 @@ from .methods import MovementFrozen as MovementFrozen
 from .methods import Piggyback as Piggyback
 from .methods import ProbMask as ProbMask
 from .methods import RigL as RigL
+from .methods import SoftGMP as SoftGMP
 from .methods import SRigL as SRigL
 from .methods import Static as Static
 from .methods import Supermask as Supermask
 from .methods import SynFlow as SynFlow
+from .methods import TopKAST as TopKAST
 from .planning import Plan as Plan
 from .planning import plan as plan
 from .report import Report as Report
 from .searching import Search as Search
+from .searching import reestimate_batch_norm as reestimate_batch_norm
 from .searching import search as search
 from .sources import DenseSource as DenseSource
 from .sources import MaskSource as MaskSource

@@ -53,6 +53,7 @@ class Clock:
         if overflow:
             return False
         self._pulled[id(optimizer)] = topology.pull(step, optimizer, has_closure)
+        topology.swap_in(step, optimizer, has_closure)
         if not topology.due(step):
             return False
         if method.needs_step_gradient and self._decided < step:

@@ -180,7 +180,7 @@ def plan(
     source = source or DenseSource()
     found = find(model, layers)
     supports = source.supports(found)
-    sites = {name: first_site(layer, supports[name]) for name, layer in found.items()}
+    sites = {name: first_site(layer, supports[name], method) for name, layer in found.items()}
     views = {name: site.view() for name, site in sites.items()}
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

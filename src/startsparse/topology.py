@@ -18,9 +18,11 @@ from .execution.masked import MaskedSite
 from .execution.meta import MetaSite, materialise_rest
 from .execution.optimizers import forget_directions
 from .execution.pull import add_to_gradients, by_gradient, shrink, warn_of_weakness
+from .execution.shadow import ShadowSite
 from .execution.sparse import SparseSite
 from .layers import Layer
 from .methods import Change, Method
+from .methods.hidden import HIDDEN, REACHED
 from .passes import Passes
 from .sources import Source, Support
 
@@ -66,7 +68,9 @@ class Topology:
         supports = source.supports(layers)
         self.source_drawn = {n: s.positions for n, s in supports.items() if isinstance(s.positions, Drawn)}
         self._layers = layers
-        self.sites: dict[str, Any] = {n: first_site(layer, supports[n]) for n, layer in layers.items()}
+        self.sites: dict[str, Any] = {
+            n: first_site(layer, supports[n], method) for n, layer in layers.items()
+        }
         views = self.views()
         method.check(views, total_steps)
         starts = method.start(views)
@@ -206,9 +210,8 @@ class Topology:
         for name, change in changes.items():
             if change.memory is not None:
                 site = self.sites[name]
-                site.memory = {key: site.memory[key] for key in (KEPT,) if key in site.memory} | dict(
-                    change.memory
-                )
+                kept = {key: site.memory[key] for key in (KEPT, HIDDEN) if key in site.memory}
+                site.memory = kept | dict(change.memory)
             if len(change.dropped) + len(change.grown):
                 self.sites[name].apply(change, self._optimizers, self.method, step)
                 self.num_moved += len(change.dropped)
@@ -280,6 +283,24 @@ class Topology:
             if id(site.parameter) in held:
                 site.remask()
 
+    def swap_in(self, step: int, optimizer: Optimizer, has_closure: bool) -> None:
+        """Before a step: put values behind zeros in place, where training reaches them.
+
+        Raises:
+            RuntimeError: the step is given a closure, which would compute with them.
+        """
+        if not self.method.hides:
+            return
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for site in self.sites.values():
+            if has_closure and len(site.memory.get(REACHED, ())):
+                raise RuntimeError(
+                    f"{self.method.name} trains values behind zeros, which are in place during the step: a closure "
+                    "would compute with them; use an optimizer that needs none"
+                )
+            if id(site.parameter) in held:
+                site.swap_in(optimizer, self.method.hidden_pull(step))
+
     def pull(self, step: int, optimizer: Optimizer, has_closure: bool) -> bool:
         """Before a step: add the pull on leaving weights to their gradients; False if it must follow the step."""
         strength = self.method.strength(step, self.total_steps)
@@ -313,8 +334,8 @@ class Topology:
             site.hook()
 
 
-def first_site(layer: Layer, support: Support) -> FirstSite:
+def first_site(layer: Layer, support: Support, method: Method) -> FirstSite:
     """What holds a layer's weights until training begins."""
     if layer.parameter.is_meta:
         return MetaSite(layer, support.positions)
-    return MaskedSite(layer, support.mask())
+    return (ShadowSite if method.hides else MaskedSite)(layer, support.mask())

@@ -40,6 +40,12 @@ class Setting:
 
 
 SETTINGS: dict[str, Setting] = {
+    "softgmp": Setting({"update_interval": 2, "update_begin": 1, "update_end": 8}, changes=(2, 4, 6)),
+    "topkast": Setting(
+        {"update_interval": 4, "update_end": 8, "backward_density": 1.0},
+        changes=(4,),
+        xfail={"gradients": "inactive weights that are reached have a gradient: that is the method"},
+    ),
     "dsr": Setting(
         {"update_interval": 2, "drop_fraction": 0.3, "update_end": 8, "floor": 0}, True, (2, 4, 6)
     ),

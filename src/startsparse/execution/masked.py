@@ -127,6 +127,9 @@ class MaskedSite(Site):
             )
         if self._capturing:
             self._capture(gradient)
+        self._mask_gradient(gradient)
+
+    def _mask_gradient(self, gradient: Tensor) -> None:
         self._zero_outside(gradient)
 
     def _capture(self, gradient: Tensor) -> None:

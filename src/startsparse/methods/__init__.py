@@ -36,12 +36,14 @@ from .prune import Magnitude as Magnitude
 from .rst import RST as RST
 from .search import SearchMethod as SearchMethod
 from .snfs import SNFS as SNFS
+from .soft_gmp import SoftGMP as SoftGMP
 from .soft_masks import ContinuousSparsification as ContinuousSparsification
 from .soft_masks import ProbMask as ProbMask
 from .srigl import SRigL as SRigL
 from .static import Static as Static
 from .supermask import Piggyback as Piggyback
 from .supermask import Supermask as Supermask
+from .topkast import TopKAST as TopKAST
 from .view import Change as Change
 from .view import DenseView as DenseView
 from .view import LayerView as LayerView
@@ -62,6 +64,8 @@ REGISTRY: dict[str, type[Any]] = {
         SNFS,
         DSR,
         SRigL,
+        TopKAST,
+        SoftGMP,
         GGR,
         GraSP,
         SynFlow,

@@ -59,6 +59,7 @@ class Method:
     passes: ClassVar[tuple[str, ...]] = ()  # arguments of attach() for passes of its own: what begin() needs
     ranks: ClassVar[bool] = False  # whether distribution="global" means something here
     moves_across_layers: ClassVar[bool] = False  # layers do not keep the counts of the first masks
+    hides: ClassVar[bool] = False  # inactive weights keep a value, out of the model's sight
     needs_step_gradient: ClassVar[bool] = False  # decides on a gradient of unmoved weights, before the step
     grown_value: ClassVar[str] = "zero"  # a hyper-parameter of methods that grow, as are the next two
     grown_state: ClassVar[str] = "reset"
@@ -151,6 +152,10 @@ class Method:
         """By how many e-folds a leaving weight shrinks, where ``rate`` * strength is its share a step; inf: no pull."""
         return math.inf
 
+    def hidden_pull(self, step: int) -> float:
+        """How strongly inactive weights that are trained behind their zeros are pulled to zero at this step."""
+        return 0.0
+
     def begins_anew(self, step: int, total_steps: int | None) -> bool:
         """Whether the optimizers forget all they know once the change at this step is made."""
         return False
@@ -191,6 +196,20 @@ def masks_of(views: Views, positions: Mapping[str, Tensor]) -> dict[str, Tensor]
     return masks
 
 
+def counts_on_the_way(
+    views: Views, target: int, method: Method, room: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Live weights of each layer once ``target`` of all are left: every layer goes the same share of its way from what
+    lives now to its final count; ``room`` is the most a layer may hold, by default what lives now."""
+    live = {name: view.num_active for name, view in views.items()}
+    ends = layer_counts(method.distribution, views, method.density)
+    now, end = sum(live.values()), sum(ends.values())
+    left = (target - end) / (now - end) if now > end else 0.0
+    return whole(
+        {name: ends[name] + left * (live[name] - ends[name]) for name in views}, target, room or live
+    )
+
+
 def prune_to(views: Views, scores: Mapping[str, Tensor], target: int, method: Method) -> Changes:
     """Drop the live weights of lowest score until ``target`` are left, over all layers or layer by layer.
 
@@ -205,11 +224,7 @@ def prune_to(views: Views, scores: Mapping[str, Tensor], target: int, method: Me
     if method.distribution == GLOBAL:
         kept = top_k_across(scores, target)
     else:
-        live = {name: view.num_active for name, view in views.items()}
-        ends = layer_counts(method.distribution, views, method.density)
-        now, end = sum(live.values()), sum(ends.values())
-        left = (target - end) / (now - end) if now > end else 0.0
-        counts = whole({name: ends[name] + left * (live[name] - ends[name]) for name in views}, target, live)
+        counts = counts_on_the_way(views, target, method)
         kept = {name: top_k(scores[name], counts[name], what=name) for name in views}
     return {
         name: Change(view.active_positions()[~kept[name]], torch.empty(0, dtype=torch.int64))

@@ -1,0 +1,82 @@
+"""Values behind zeros: what a method keeps of inactive weights, swapped in around the optimizer's step.
+
+Between steps the model holds live weights and exact zeros, as ever. The values of inactive positions are in a shadow,
+which is part of the sparsifier's state. Some of them may be *reached* by training: their gradient is let through,
+their values are put in place before the optimizer's step and taken back to the shadow after it, so any optimizer
+updates them as it updates live weights. The others stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..methods import Change, Method
+from ..methods.hidden import HIDDEN, REACHED
+from .masked import MaskedSite
+
+
+class ShadowSite(MaskedSite):
+    """One layer under masked execution whose inactive weights keep values."""
+
+    _swapped = False
+
+    @property
+    def _hidden(self) -> Tensor:
+        """Values of inactive positions of the source, zero elsewhere, flat."""
+        hidden = self.memory[HIDDEN]
+        if hidden.device != self.parameter.device or hidden.dtype != self.parameter.dtype:
+            hidden = self.memory[HIDDEN] = hidden.to(self.parameter)
+        return hidden.view(-1)
+
+    @property
+    def _reached(self) -> Tensor | None:
+        """Inactive positions that are trained, or None."""
+        reached = self.memory.get(REACHED)
+        return None if reached is None or not len(reached) else reached.to(self.parameter.device)
+
+    @torch.no_grad()
+    def swap_in(self, optimizer: Optimizer, pull: float) -> None:
+        """Before a step: put reached values in place; their gradient gets ``pull`` times the value."""
+        reached = self._reached
+        if reached is None:
+            return
+        flat = self.parameter.detach().view(-1)
+        flat[reached] = self._hidden[reached]
+        self._swapped = True
+        gradient = self.parameter.grad
+        if pull and gradient is not None:
+            scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer holds scaled gradients
+            gradient.view(-1)[reached] += pull * (1.0 if scale is None else float(scale)) * flat[reached]
+
+    @torch.no_grad()
+    def remask(self) -> None:
+        """Take reached values back, and set the inactive weights to zero."""
+        if HIDDEN not in self.memory:
+            outside = self._mask if self.source is None else self._mask | ~self.source.view(self.shape)
+            self.memory[HIDDEN] = self.parameter.detach().masked_fill(outside, 0)
+        reached = self._reached
+        if self._swapped and reached is not None:
+            self._hidden[reached] = self.parameter.detach().view(-1)[reached]
+        self._swapped = False
+        super().remask()
+
+    def _mask_gradient(self, gradient: Tensor) -> None:
+        reached = self._reached
+        kept = None if reached is None else gradient.view(-1)[reached]
+        self._zero_outside(gradient)
+        if reached is not None and kept is not None:
+            gradient.view(-1)[reached] = kept
+
+    @torch.no_grad()
+    def apply(self, change: Change, optimizers: Iterable[Optimizer], method: Method, step: int) -> None:
+        flat = self.parameter.detach().view(-1)
+        dropped, grown = change.dropped.to(flat.device), change.grown.to(flat.device)
+        leaving, coming = flat[dropped], self._hidden[grown]
+        super().apply(change, optimizers, method, step)
+        flat[grown] = coming
+        self._hidden[grown] = 0
+        self._hidden[dropped] = leaving
