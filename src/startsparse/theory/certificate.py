@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -28,7 +28,46 @@ _PROBES = {"linear": 256, "image": 16}
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Sealed:
+    """A certificate as a JSON text that carries the sha256 of its content."""
+
+    def as_json(self) -> str:
+        """The certificate with the sha256 of its content, JSON."""
+        content = asdict(self)
+        return json.dumps(content | {"sha256": _seal(content)}, indent=1)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON file, as a whole or not at all."""
+        atomic.write(path, [np.frombuffer(self.as_json().encode() + b"\n", np.uint8)])
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a certificate.
+
+        Raises:
+            CertificateError: it is not one, or was altered.
+        """
+        try:
+            content = json.loads(text)
+            seal = content.pop("sha256")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CertificateError(f"this is not a certificate: {error}") from None
+        if seal != _seal(content):
+            raise CertificateError(
+                "the certificate was altered: its content does not have the sha256 it states"
+            )
+        if set(content) != {field.name for field in fields(cls)} or content["version"] != 1:
+            raise CertificateError(
+                "the certificate is of another version: its fields are not those of version 1"
+            )
+        found = cls(**content | {"box": tuple(content["box"])})
+        if text.strip() != found.as_json():
+            raise CertificateError("the certificate was altered: it is not written the way certificates are")
+        return found
+
+
+@dataclass(frozen=True)
+class Certificate(Sealed):
     """What was embedded in what, how, and how well.
 
     Attributes:
@@ -68,40 +107,6 @@ class Certificate:
     probes: int
     version: int = 1
 
-    def as_json(self) -> str:
-        """The certificate with the sha256 of its content, JSON."""
-        content = asdict(self)
-        return json.dumps(content | {"sha256": _seal(content)}, indent=1)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON file, as a whole or not at all."""
-        atomic.write(path, [np.frombuffer(self.as_json().encode() + b"\n", np.uint8)])
-
-    @classmethod
-    def from_json(cls, text: str) -> Certificate:
-        """Read a certificate.
-
-        Raises:
-            CertificateError: it is not one, or was altered.
-        """
-        try:
-            content = json.loads(text)
-            seal = content.pop("sha256")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CertificateError(f"this is not a certificate: {error}") from None
-        if seal != _seal(content):
-            raise CertificateError(
-                "the certificate was altered: its content does not have the sha256 it states"
-            )
-        if set(content) != {field.name for field in fields(cls)} or content["version"] != 1:
-            raise CertificateError(
-                "the certificate is of another version: its fields are not those of version 1"
-            )
-        found = cls(**content | {"box": tuple(content["box"])})
-        if text.strip() != found.as_json():
-            raise CertificateError("the certificate was altered: it is not written the way certificates are")
-        return found
-
 
 def certify(
     target: nn.Module,
@@ -119,7 +124,7 @@ def certify(
     low = -1.0 if box[0] is None else float(box[0][0])
     high = 1.0 if box[1] is None else float(box[1][0])
     shift = -low if signs == 1 and low < 0 else 0.0
-    probes = _probes(target, traced, (low, high), example_input)
+    probes = probes_for(target, traced, (low, high), example_input)
     return Certificate(
         construction=f"L layers in L + 1, {assignment}",
         target=traced.digest,
@@ -135,7 +140,7 @@ def certify(
         source_positions=source.positions,
         source_edges=source.expected_edges,
         error_bounded=_bound(traced, (low, high), shift),
-        error_measured=_difference(target, model, probes),
+        error_measured=difference(target, model, probes),
         probes=len(probes),
     )
 
@@ -169,19 +174,19 @@ def verify(
     if not isinstance(certificate, Certificate):
         certificate = Certificate.from_json(certificate)
     traced = trace(target)
-    _same(
+    same(
         "the target's weights (sha256)",
         certificate.target,
         traced.digest,
         "another target, or it was changed",
     )
-    where = _source(certificate, source)
+    where = source_of(certificate.source, source)
     if not isinstance(model, SubNetwork):
         try:
             model = SubNetwork(traced, where.copies, model)
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             raise CertificateError(f"these tensors are not a sub-network of the target: {error}") from None
-    _same(
+    same(
         "the sub-network's tensors (sha256)",
         certificate.model,
         model.digest(),
@@ -189,15 +194,15 @@ def verify(
     )
     audit(traced, where, model, certificate.signs, certificate.shift)
     low = certificate.box[0]
-    _same("shift", certificate.shift, -low if certificate.signs == 1 and low < 0 else 0.0)
-    _same("the number of edges", certificate.edges, model.edges)
-    _same("the layers' units and edges", certificate.layers, _layers(traced, where, model))
-    _same("the source's positions", certificate.source_positions, where.positions)
-    _same("the source's expected edges", certificate.source_edges, where.expected_edges)
-    _close("the probability", certificate.chance, _chance(traced, where, certificate.signs))
-    _close("the error bound", certificate.error_bounded, _bound(traced, certificate.box, certificate.shift))
-    probes = _probes(target, traced, certificate.box, example_input)
-    again = _difference(target, model, probes)
+    same("shift", certificate.shift, -low if certificate.signs == 1 and low < 0 else 0.0)
+    same("the number of edges", certificate.edges, model.edges)
+    same("the layers' units and edges", certificate.layers, _layers(traced, where, model))
+    same("the source's positions", certificate.source_positions, where.positions)
+    same("the source's expected edges", certificate.source_edges, where.expected_edges)
+    close("the probability", certificate.chance, _chance(traced, where, certificate.signs))
+    close("the error bound", certificate.error_bounded, _bound(traced, certificate.box, certificate.shift))
+    probes = probes_for(target, traced, certificate.box, example_input)
+    again = difference(target, model, probes)
     for what, error in (("measured", again), ("certified as measured", certificate.error_measured)):
         if not error <= certificate.error_bounded:
             raise CertificateError(
@@ -211,8 +216,8 @@ def verify(
     ]
 
 
-def _source(certificate: Certificate, given: Source | None) -> Source:
-    described = certificate.source
+def source_of(described: Mapping[str, Any], given: Source | None) -> Source:
+    """The source a certificate describes, drawn anew; or the given one, if its masks are those described."""
     if described.get("rule") == "bernoulli":
         try:
             return from_description(described)
@@ -222,7 +227,7 @@ def _source(certificate: Certificate, given: Source | None) -> Source:
         raise CertificateError(
             "the certificate is about a source that was given as a module: pass it as source="
         )
-    _same("the source's masks (sha256)", described.get("sha256"), given.describe().get("sha256"))
+    same("the source's masks (sha256)", described.get("sha256"), given.describe().get("sha256"))
     return given
 
 
@@ -248,7 +253,7 @@ def _bound(target: Target, box: tuple[float, float], shift: float) -> float:
     return bound(target, np.full(size, max(abs(box[0]), abs(box[1]))), np.full(size, shift))
 
 
-def _probes(target: nn.Module, traced: Target, box: tuple[float, float], example: Tensor | None) -> Tensor:
+def probes_for(target: nn.Module, traced: Target, box: tuple[float, float], example: Tensor | None) -> Tensor:
     """Inputs in the box, by a generator of their own."""
     generator = torch.Generator().manual_seed(0)
     if example is not None:
@@ -276,7 +281,7 @@ def _double(target: nn.Module) -> nn.Module:
     return copy.deepcopy(target).cpu().eval().double()
 
 
-def _difference(target: nn.Module, model: SubNetwork, probes: Tensor) -> float:
+def difference(target: nn.Module, model: SubNetwork, probes: Tensor) -> float:
     still = _double(target)
     with torch.no_grad():
         return max(float((still(x) - model(x)).abs().max()) for x in probes.split(64))
@@ -287,13 +292,13 @@ def _seal(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
-def _same(what: str, stated: object, found: object, hint: str = "") -> None:
+def same(what: str, stated: object, found: object, hint: str = "") -> None:
     if stated != found:
         shown = f"stated {stated}, found {found}"
         raise CertificateError(f"{what} differ from the certificate{': ' + hint if hint else ''} ({shown})")
 
 
-def _close(what: str, stated: float | None, found: float | None) -> None:
+def close(what: str, stated: float | None, found: float | None) -> None:
     if stated is None or found is None:
         same = stated is found
     else:
