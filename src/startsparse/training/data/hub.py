@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ def fetch(
     )
 
 
+@functools.lru_cache(maxsize=32)
 def describe(repository: str, options: Options) -> Entry:
     """What is known of a hub repository of images: it is downloaded to be told."""
     if repository.count("/") != 1 or not all(repository.split("/")):
