@@ -1,74 +1,65 @@
-"""Inference latency at 95 % sparsity: truly sparse against dense torch and, where installed, onnxruntime.
-
-python benchmarks/inference.py [--threads 2] [--seconds 5] [--json benchmarks/logs/inference.jsonl]
-"""
+"""Inference latency: truly sparse against dense torch and, where installed, onnxruntime."""
 
 from __future__ import annotations
 
 import io
-import sys
 import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from importlib.util import find_spec
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import startsparse as ss
-from startsparse.training import models
 
-sys.path.insert(0, str(Path(__file__).parent / "kernels"))
-import timing
-from training_steps import mlp
-
-CASES = {"mlp 784-1024-1024-10": (mlp, (784,)), "resnet20": (lambda: models.make("resnet20"), (3, 32, 32))}
+from .nets import Net, nets
+from .timing import Options, Row, measure
 
 
-def sparse_model(make, density: float) -> nn.Module:
-    """A net whose weights are zero but for a random share, run sparse."""
-    model = make().eval()
-    sparse = ss.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), ss.Static(density))
-    _ = sparse.detach()
+def rows(options: Options) -> Iterator[Row]:
+    """One row for each net, sparsity and batch: milliseconds of each, and dense over sparse."""
+    for name, net in nets(options.sizes, options.quick).items():
+        for sparsity in options.sparsities or (0.95,):
+            torch.manual_seed(0)
+            dense, sparse = net.make().eval(), sparse_net(net, sparsity)
+            for batch in options.batches or (1, 16, 128):
+                x = torch.randn(batch, *net.shape)
+                calls: dict[str, Callable[[], object]] = {
+                    "dense": partial(dense, x),
+                    "sparse": partial(sparse, x),
+                }
+                if session := onnx(dense, x):
+                    calls["onnxruntime"] = session
+                with torch.inference_mode():
+                    times = measure(calls, options)
+                row: Row = {"net": name, "sparsity": sparsity, "batch": batch}
+                row |= {f"{key} ms": 1e3 * taken for key, taken in times.seconds.items()}
+                ratio = times.seconds["dense"] / times.seconds["sparse"]
+                yield row | {"dense / sparse": ratio, "dropped": times.dropped}
+
+
+def sparse_net(net: Net, sparsity: float) -> nn.Module:
+    """The net with weights that are zero but for a random share, run sparse."""
+    model = net.make().eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    _ = ss.attach(model, optimizer, ss.Static(1 - sparsity)).detach()
     _ = ss.sparsify_execution(model)
     return model
 
 
-def onnx(model: nn.Module, x: torch.Tensor, threads: int):
+def onnx(model: nn.Module, x: Tensor) -> Callable[[], object] | None:
     """A call of the dense net in onnxruntime, or None where that is not installed."""
-    try:
-        import onnxruntime
-    except ImportError:
+    if not (find_spec("onnxruntime") and find_spec("onnx")):
         return None
+    import onnxruntime  # type: ignore[import-not-found]
+
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, (x,), buffer, dynamo=False, input_names=["x"])
+        torch.onnx.export(model, (x,), buffer, dynamo=False, input_names=["x"])  # type: ignore[arg-type]
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(buffer.getvalue(), options, providers=["CPUExecutionProvider"])
     given = {"x": x.numpy()}
     return lambda: session.run(None, given)
-
-
-def main() -> None:
-    """Measure every net at every batch size."""
-    options = timing.arguments(__doc__.splitlines()[0]).parse_args()
-    torch.set_num_threads(options.threads)
-    rows = []
-    for name, (make, shape) in CASES.items():
-        torch.manual_seed(0)
-        dense, sparse = make().eval(), sparse_model(make, 0.05)
-        for batch in (1, 16, 128):
-            x = torch.randn(batch, *shape)
-            calls = {"dense": partial(dense, x), "sparse": partial(sparse, x)}
-            if (session := onnx(dense, x, options.threads)) is not None:
-                calls["onnxruntime"] = session
-            with torch.inference_mode():
-                medians = timing.medians(calls, options.seconds, options.cold)
-            row = {"net": name, "batch": batch} | {f"{key} ms": 1e3 * t for key, t in medians.items()}
-            rows.append(row | {"dense / sparse": medians["dense"] / medians["sparse"]})
-    timing.report(rows, options.json)
-
-
-if __name__ == "__main__":
-    main()

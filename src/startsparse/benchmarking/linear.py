@@ -1,22 +1,35 @@
-"""Linear layers: one training step (or the forward pass alone) against dense, masked-dense and torch-CSR.
+"""Linear layers: one training step against dense, masked dense, torch CSR and other libraries.
 
-    python benchmarks/kernels/bench_linear.py --sizes 512 1024 2048 --batch 128
-
-Numbers above 1 are times faster than dense ``F.linear`` in float32, in the same interleaved run.
+Numbers above 1 are times faster than dense ``F.linear`` in float32, in the same interleaved run. ``drop-in`` takes and
+gives row-major activations, ``native`` leaves them in the blocked layout of its neighbours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 import torch.nn.functional as F
-from timing import arguments, medians, report, step
-from torch_csr import csr_linear
 
-from startsparse import kernels
+from .. import kernels
+from . import rivals
+from .timing import Options, Row, measure, step
+from .torch_csr import CsrLinear
 
 
-def contenders(size: int, batch: int, sparsity: float, forward: bool) -> dict:
-    """Name -> call, for one layer of ``size`` x ``size``."""
+def rows(options: Options) -> Iterator[Row]:
+    """One row for each width, batch and sparsity."""
+    for size in options.sizes or ((512,) if options.quick else (512, 1024, 2048)):
+        for batch in options.batches or (128,):
+            for sparsity in options.sparsities or (
+                (0.9, 0.99) if options.quick else (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
+            ):
+                times = measure(contenders(size, batch, sparsity), options)
+                yield {"size": size, "batch": batch, "sparsity": sparsity} | times.against("dense")
+
+
+def contenders(size: int, batch: int, sparsity: float) -> dict[str, Callable[[], None]]:
+    """Name -> training step, for one layer of ``size`` x ``size``."""
     torch.manual_seed(0)
     count = round(size * size * (1 - sparsity))
     positions = torch.randperm(size * size)[:count].sort().values
@@ -31,52 +44,19 @@ def contenders(size: int, batch: int, sparsity: float, forward: bool) -> dict:
     blocked = kernels.to_blocked(x.detach(), lanes).requires_grad_()
     blocked_dy = kernels.to_blocked(dy, lanes)
     feature_major, feature_dy = x.detach().t().contiguous().requires_grad_(), dy.t().contiguous()
-    csr = csr_linear(weight.detach(), mask)
+    csr = CsrLinear(weight.detach(), mask)
     csr_values = csr.values.clone().requires_grad_()
-    calls = {
-        "dense": ([x, weight, bias], lambda: F.linear(x, weight, bias), dy),
-        "masked": ([x, weight, bias], lambda: F.linear(x, weight * mask, bias), dy),
-        "torch-csr": (
-            [feature_major, csr_values, bias],
-            lambda: csr(feature_major, csr_values, bias),
-            feature_dy,
+
+    def ours(x: torch.Tensor, batch: int | None) -> torch.Tensor:
+        return kernels.sparse_linear(x, values, pattern.blob, size, bias, batch=batch)
+
+    return {
+        "dense": step([x, weight, bias], lambda: F.linear(x, weight, bias), dy),
+        "masked": step([x, weight, bias], lambda: F.linear(x, weight * mask, bias), dy),
+        "torch-csr": step(
+            [feature_major, csr_values, bias], lambda: csr(feature_major, csr_values, bias), feature_dy
         ),
-        "drop-in": (
-            [x, values, bias],
-            lambda: kernels.sparse_linear(x, values, pattern.blob, size, bias),
-            dy,
-        ),
-        "native": (
-            [blocked, values, bias],
-            lambda: kernels.sparse_linear(blocked, values, pattern.blob, size, bias, batch=batch),
-            blocked_dy,
-        ),
+        **rivals.linear(weight.detach(), x, dy),
+        "drop-in": step([x, values, bias], lambda: ours(x, None), dy),
+        "native": step([blocked, values, bias], lambda: ours(blocked, batch), blocked_dy),
     }
-    if forward:
-        return {name: torch.no_grad()(call) for name, (_, call, _) in calls.items()}
-    return {name: step(inputs, call, dy) for name, (inputs, call, dy) in calls.items()}
-
-
-def main() -> None:
-    parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1024])
-    parser.add_argument("--batch", type=int, nargs="+", default=[128])
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.8, 0.9, 0.95, 0.98, 0.99])
-    parser.add_argument("--forward", action="store_true", help="the forward pass alone, without gradients")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    rows = []
-    for size in options.sizes:
-        for batch in options.batch:
-            for sparsity in options.sparsity:
-                times = medians(
-                    contenders(size, batch, sparsity, options.forward), options.seconds, options.cold
-                )
-                dense = times.pop("dense")
-                row = {"size": size, "batch": batch, "sparsity": sparsity, "dense ms": dense * 1e3}
-                rows.append(row | {name: dense / taken for name, taken in times.items()})
-    report(rows, options.json)
-
-
-if __name__ == "__main__":
-    main()

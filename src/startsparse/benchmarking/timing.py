@@ -1,36 +1,72 @@
 """Timing that can be believed on a busy machine.
 
-Contenders run interleaved, in random order. Each sample follows an untimed call of the same contender, so that
-it finds the caches as its own steps leave them, as in training; ``--cold`` leaves that call out, and times each
-contender on what the others left in the caches. A sample during which the process was pre-empted (its count of
-involuntary context switches moved) is dropped. What is reported is the median of the clean samples, and ratios
-of medians of one such run; times of different runs are not compared.
+Contenders run interleaved, in random order. Each sample follows an untimed call of the same contender, so that it finds
+the caches as its own steps leave them, as in training; ``cold`` leaves that call out. A sample during which the process
+was pre-empted (its count of involuntary context switches moved) is dropped. What is reported is the median of the clean
+samples, and ratios of medians of one such run; times of different runs are not compared.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import random
-import resource
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
+_FEWEST = 5  # samples of each contender, however little time there is
 
-def medians(
-    contenders: dict[str, Callable[[], object]], seconds: float = 1.0, cold: bool = False
-) -> dict[str, float]:
-    """Median seconds of one call of each contender.
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and how long; None leaves the choice to the suite.
+
+    Attributes:
+        seconds: about how long to measure one row.
+        cold: leave out the untimed call before each sample.
+        quick: few rows, to see that all is well.
+        sizes: widths of linear layers, or images' channels of convolutions.
+        batches: items of a batch.
+        sparsities: shares of weights that are gone.
+    """
+
+    seconds: float = 1.0
+    cold: bool = False
+    quick: bool = False
+    sizes: tuple[int, ...] | None = None
+    batches: tuple[int, ...] | None = None
+    sparsities: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Times:
+    """Median seconds of one call of each contender, and the share of samples that were dropped."""
+
+    seconds: dict[str, float]
+    dropped: float
+
+    def against(self, *dense: str) -> Row:
+        """A row: milliseconds of the fastest of the dense ones, and how many times faster each other one is."""
+        best = min(self.seconds[name] for name in dense)
+        others = {name: best / taken for name, taken in self.seconds.items() if name not in dense}
+        return {"dense ms": 1e3 * best, **others, "dropped": self.dropped}
+
+
+def measure(contenders: Mapping[str, Callable[[], object]], options: Options) -> Times:
+    """Time contenders against each other.
 
     Args:
-        contenders: Name -> what to time.
-        seconds: About how long to measure, all together.
-        cold: Leave out the untimed call before each sample.
+        contenders: name -> what to time.
+        options: how long, and whether caches are to be warm.
+
+    Example:
+        >>> times = measure({"one": lambda: sum(range(10)), "two": lambda: sum(range(1000))}, Options(seconds=0.01))
+        >>> times.seconds["one"] < times.seconds["two"]
+        True
     """
     for call in contenders.values():
         for _ in range(3):
@@ -39,19 +75,19 @@ def medians(
     dropped: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
     shuffle = random.Random(0).shuffle
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or min(len(clean[n]) + len(dropped[n]) for n in order) < 5:
+    end = time.perf_counter() + options.seconds
+    while time.perf_counter() < end or min(len(clean[n]) + len(dropped[n]) for n in order) < _FEWEST:
         shuffle(order)
         for name in order:
-            if not cold:
+            if not options.cold:
                 contenders[name]()
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+            before = _preemptions()
             start = time.perf_counter()
             contenders[name]()
             taken = time.perf_counter() - start
-            after = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-            (clean if before == after else dropped)[name].append(taken)
-    return {name: statistics.median(clean[name] or dropped[name]) for name in contenders}
+            (clean if before == _preemptions() else dropped)[name].append(taken)
+    lost, kept = (sum(map(len, samples.values())) for samples in (dropped, clean))
+    return Times({n: statistics.median(clean[n] or dropped[n]) for n in contenders}, lost / (lost + kept))
 
 
 def step(
@@ -67,33 +103,10 @@ def step(
     return run
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """The options that all benchmarks share."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=1.0, help="about how long to measure each row")
-    parser.add_argument("--cold", action="store_true", help="no untimed call before each sample")
-    parser.add_argument("--json", type=Path, help="append the rows to this file, one JSON object per line")
-    return parser
-
-
-def report(rows: list[dict], path: Path | None) -> None:
-    """Print rows as a table; append them to ``path`` with what they were measured on."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_cell(row.get(name)) for name in names] for row in rows]
-    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
-    for line in [names, *cells]:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-    if path:
-        where = {
-            "torch": torch.__version__,
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-        }
-        with path.open("a") as file:
-            file.writelines(json.dumps({**row, **where}) + "\n" for row in rows)
-
-
-def _cell(value: object) -> str:
-    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+def _preemptions() -> int:
+    """How often this process had to give way so far; 0 where the system does not count."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

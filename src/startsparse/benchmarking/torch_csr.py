@@ -11,8 +11,6 @@ import warnings
 import torch
 from torch import Tensor
 
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-
 
 class CsrLinear:
     """y [out, batch] = W x [in, batch] + bias, W in CSR with ``values`` in row-major order."""
@@ -23,6 +21,9 @@ class CsrLinear:
         self.shape = tuple(weight.shape)
         self.ptr, self.index, _ = _csr(live[:, 0], live[:, 1], weight.shape[0])
         self.back_ptr, self.back_index, self.order = _csr(live[:, 1], live[:, 0], weight.shape[1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said once: that CSR is in beta
+            _ = self.matrix(self.values)
 
     def __call__(self, x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         return _Function.apply(x, values, bias, self)
@@ -59,6 +60,3 @@ class _Function(torch.autograd.Function):
         pattern = ctx.layer.matrix(torch.zeros_like(values))
         dw = torch.sparse.sampled_addmm(pattern, dy, x.t(), beta=0.0).values()
         return dx, dw, dy.sum(1), None
-
-
-csr_linear = CsrLinear

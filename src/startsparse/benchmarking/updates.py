@@ -1,57 +1,64 @@
 """What a topology update costs under sparse execution, spread over 100 steps: SET (no gradient) and RigL.
 
-An update step is timed against a plain step of the same net in the same run; two Linear layers, 95 %, batch 128, Adam.
-
-    python benchmarks/update_cost.py [--json benchmarks/logs/update_cost.jsonl]
+Two linear layers with Adam. Update steps and plain steps of the same run are compared: by the wall clock, and by the
+processor time of all threads, which a busy machine disturbs less.
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 import startsparse as ss
 
-sys.path.insert(0, str(Path(__file__).parent / "kernels"))
-import timing
+from .timing import Options, Row
 
-EVERY = 5
+_EVERY = 5  # steps from one update to the next, here
+_SPREAD = 100  # steps over which the cost is spread in the figure
 
 
-def measure(method: type, width: int, rounds: int) -> dict:
-    """Medians of plain and update steps."""
+def rows(options: Options) -> Iterator[Row]:
+    """One row for each width and method."""
+    for width in options.sizes or ((512,) if options.quick else (1024, 4096)):
+        for sparsity in options.sparsities or (0.95,):
+            for method in (ss.SET, ss.RigL):
+                yield measured(method, width, (options.batches or (128,))[0], sparsity, options)
+
+
+def measured(method: type, width: int, batch: int, sparsity: float, options: Options) -> Row:
+    """Medians of plain and of update steps."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    steps = EVERY * rounds
-    chosen = method(0.05, update_interval=EVERY, drop_schedule="constant", update_end=steps)
-    _ = ss.attach(model, optimizer, chosen, execution="sparse")
-    x = torch.randn(128, width)
-    plain, update = [], []
-    for step in range(steps):
-        start = time.perf_counter()
+    steps = 10**6
+    chosen = method(1 - sparsity, update_interval=_EVERY, drop_schedule="constant", update_end=steps)
+    _ = ss.attach(model, optimizer, chosen, total_steps=steps, execution="sparse")
+    x = torch.randn(batch, width)
+    plain: list[tuple[float, float]] = []
+    update: list[tuple[float, float]] = []
+    end, step = time.perf_counter() + options.seconds, 0
+    while time.perf_counter() < end or len(update) < 4:
+        wall, cpu = time.perf_counter(), time.process_time()
         model(x).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        (update if step and step % EVERY == 0 else plain).append(time.perf_counter() - start)
-    step, with_update = statistics.median(plain), statistics.median(update[1:])
-    amortised = 100 * (with_update - step) / (100 * step)
-    row = {"method": method.name, "width": width, "step ms": 1e3 * step, "update step ms": 1e3 * with_update}
-    return row | {"% over 100 steps": amortised}
-
-
-def main() -> None:
-    """Every method at every width."""
-    options = timing.arguments(__doc__.splitlines()[0]).parse_args()
-    torch.set_num_threads(options.threads)
-    rows = [measure(m, w, 30 if w == 1024 else 12) for w in (1024, 4096) for m in (ss.SET, ss.RigL)]
-    timing.report(rows, options.json)
-
-
-if __name__ == "__main__":
-    main()
+        taken = time.perf_counter() - wall, time.process_time() - cpu
+        (update if step and step % _EVERY == 0 else plain).append(taken)
+        step += 1
+    step_wall, step_cpu = (statistics.median(times) for times in zip(*plain[1:], strict=True))
+    wall, cpu = (statistics.median(times) for times in zip(*update[1:], strict=True))
+    return {
+        "method": method.name,  # type: ignore[attr-defined]
+        "width": width,
+        "batch": batch,
+        "sparsity": sparsity,
+        "step ms": 1e3 * step_wall,
+        "update step ms": 1e3 * wall,
+        f"% over {_SPREAD}": 100 * (wall - step_wall) / (_SPREAD * step_wall),
+        f"% over {_SPREAD}, CPU": 100 * (cpu - step_cpu) / (_SPREAD * step_cpu),
+        "updates": len(update),
+    }
