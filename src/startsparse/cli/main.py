@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Sequence
 
 import startsparse
-from startsparse.cli import ls, plan, train
+from startsparse.cli import bench, ls, plan, train
 
-COMMANDS = (plan, train, ls)
+COMMANDS = (plan, train, ls, bench)
 
 EPILOG = """\
 examples:
