@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from .topology import Topology
@@ -32,6 +33,7 @@ class Clock:
         self._steps = {id(optimizer): 0 for optimizer in optimizers}
         self._pulled = {id(optimizer): True for optimizer in optimizers}  # this step, through the gradient
         self._decided = -1  # the last step whose change was made before it
+        self._before: dict[str, Tensor] = {}  # values that the step in progress began with
 
     def set(self, step: int) -> None:
         """Go on after ``step`` steps."""
@@ -54,6 +56,7 @@ class Clock:
             return False
         self._pulled[id(optimizer)] = topology.pull(step, optimizer, has_closure)
         topology.swap_in(step, optimizer, has_closure)
+        self._before = topology.before_step(optimizer)
         if not topology.due(step):
             return False
         if method.needs_step_gradient and self._decided < step:
@@ -65,6 +68,8 @@ class Clock:
                 self._decided = step
         if method.skip_step_on_update and has_closure:
             raise RuntimeError("skip_step_on_update cannot replace a step that is given a closure")
+        if method.skip_step_on_update:
+            self._before = {}
         return method.skip_step_on_update
 
     def after(self, optimizer: Optimizer, overflow: bool) -> None:
@@ -73,6 +78,7 @@ class Clock:
         if overflow:
             topology.forget_gradients()
             return
+        topology.after_step(optimizer, self._before)
         if not self._pulled[id(optimizer)]:
             topology.shrink(self._steps[id(optimizer)], optimizer)
         topology.remask(optimizer)

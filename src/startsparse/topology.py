@@ -20,6 +20,8 @@ from .execution.optimizers import forget_directions
 from .execution.pull import add_to_gradients, by_gradient, shrink, warn_of_weakness
 from .execution.shadow import ShadowSite
 from .execution.sparse import SparseSite
+from .execution.young import YOUNG, after_step, before_step, born
+from .execution.young import check as check_young
 from .layers import Layer
 from .methods import Change, Method
 from .methods.hidden import HIDDEN, REACHED
@@ -59,6 +61,8 @@ class Topology:
         passes: Passes | None = None,
     ):
         self.method, self.total_steps = method, total_steps
+        if method.grown_state == "warmup":
+            check_young(optimizers)
         self.num_weights = sum(math.prod(layer.shape) for layer in layers.values())
         if round(method.density * self.num_weights) == 0:
             raise ValueError(
@@ -210,10 +214,12 @@ class Topology:
         for name, change in changes.items():
             if change.memory is not None:
                 site = self.sites[name]
-                kept = {key: site.memory[key] for key in (KEPT, HIDDEN) if key in site.memory}
+                kept = {key: site.memory[key] for key in (KEPT, HIDDEN, *YOUNG) if key in site.memory}
                 site.memory = kept | dict(change.memory)
             if len(change.dropped) + len(change.grown):
                 self.sites[name].apply(change, self._optimizers, self.method, step)
+                if self.method.grown_state == "warmup":
+                    born(self.sites[name], change)
                 self.num_moved += len(change.dropped)
                 self.drawn.pop(name, None)
         forget_directions(self._optimizers)
@@ -300,6 +306,14 @@ class Topology:
                 )
             if id(site.parameter) in held:
                 site.swap_in(optimizer, self.method.hidden_pull(step))
+
+    def before_step(self, optimizer: Optimizer) -> dict[str, Tensor]:
+        """What ``after_step`` must know of weights before a step that is about to be made."""
+        return before_step(self.sites.values(), optimizer) if self.method.grown_state == "warmup" else {}
+
+    def after_step(self, optimizer: Optimizer, before: dict[str, Tensor]) -> None:
+        """Right after a step: the moves of weights that grew a short while ago are made those of their age."""
+        after_step(self.sites.values(), optimizer, before)
 
     def pull(self, step: int, optimizer: Optimizer, has_closure: bool) -> bool:
         """Before a step: add the pull on leaving weights to their gradients; False if it must follow the step."""

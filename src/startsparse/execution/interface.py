@@ -94,6 +94,10 @@ class Site(FirstSite):
         )
 
     @abc.abstractmethod
+    def index_of(self, positions: Tensor) -> Tensor:
+        """Where live positions, int64 and rising, are in the flat parameter."""
+
+    @abc.abstractmethod
     def leaving(self) -> Tensor | None:
         """Bool tensor of the parameter's shape: the live weights that are pulled to zero; None for none."""
 

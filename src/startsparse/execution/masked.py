@@ -57,6 +57,9 @@ class MaskedSite(Site):
     def dense_weight(self) -> Tensor:
         return self.parameter.detach()
 
+    def index_of(self, positions: Tensor) -> Tensor:
+        return positions.to(self.parameter.device)
+
     def leaving(self) -> Tensor | None:
         if LEAVING not in self.memory:
             return None

@@ -92,6 +92,10 @@ class SparseSite(Site):
     def dense_weight(self) -> Tensor:
         return self.module.dense_weight()
 
+    def index_of(self, positions: Tensor) -> Tensor:
+        live = self.module.live()
+        return live.order()[torch.searchsorted(live.positions(), positions)]
+
     def leaving(self) -> Tensor | None:
         leaving = self.memory.get(LEAVING)
         if leaving is None:

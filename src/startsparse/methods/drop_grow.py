@@ -23,7 +23,7 @@ from .static import RandomStart
 from .view import LayerView
 
 VALUES = ("zero", "normal", "gradient_sign")
-STATES = ("reset", "keep", "mean")
+STATES = ("reset", "keep", "mean", "warmup")
 DROP_RULES = ("magnitude", "signs")
 
 
@@ -40,8 +40,8 @@ class DropGrow(RandomStart):
         exclude_dropped: whether a weight that was just dropped must not grow back in the same update.
         grown_value: value of a grown weight: "zero", "normal" (the spread of the layer's live weights) or
             "gradient_sign" (that spread times the sign of the downhill direction).
-        grown_state: its optimizer state: "reset" (zero), "keep" (what is there) or "mean" (of the layer's live
-            entries, which spares Adam the cold start of its second moment).
+        grown_state: its optimizer state: "reset" (zero), "keep" (what is there), "mean" (of the layer's live entries)
+            or "warmup" (zero, and Adam's bias correction counts from its birth, which spares it the cold start).
         skip_step_on_update: the update replaces the optimizer's step, as in the reference code of RigL.
     """
 
