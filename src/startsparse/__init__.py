@@ -48,7 +48,9 @@ from .methods import TopKAST as TopKAST
 from .planning import Plan as Plan
 from .planning import plan as plan
 from .report import Report as Report
+from .searching import Backbone as Backbone
 from .searching import Search as Search
+from .searching import overlap as overlap
 from .searching import reestimate_batch_norm as reestimate_batch_norm
 from .searching import search as search
 from .sources import DenseSource as DenseSource

@@ -45,6 +45,7 @@ def grouped(values: Tensor, layout: Layout) -> Tensor:
     """A weight-shaped tensor by group, (groups, group size), in the order of ``layout.arrange``.
 
     Example:
+        >>> import torch
         >>> grouped(torch.arange(8.0).view(2, 4), parse("block:2x2"))
         tensor([[0., 1., 4., 5.],
                 [2., 3., 6., 7.]])

@@ -67,6 +67,7 @@ def restrict(
             within such a row, the best arrival with the best departure first.
 
     Example:
+        >>> import torch
         >>> mask, want = torch.tensor([1, 1, 1, 0, 0, 0]).bool(), torch.tensor([1, 0, 0, 0, 1, 1]).bool()
         >>> key = torch.tensor([5.0, 1.0, 2.0, 0.0, 3.0, 4.0])
         >>> restrict(want, mask, lambda n: 1, lambda at, arrives: key[at] if arrives else -key[at]).int()

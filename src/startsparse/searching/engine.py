@@ -145,7 +145,7 @@ class Search:
         Example:
             >>> import startsparse as ss
             >>> model = nn.Linear(4, 4)
-            >>> search = ss.search(model, ss.Jackpot(density=0.25), layers="weight")
+            >>> search = ss.search(model, ss.JackpotReleased(density=0.25), layers="weight")
             >>> with search.dense() as teacher, torch.no_grad():
             ...     int(teacher.weight.count_nonzero())
             16
