@@ -1,0 +1,91 @@
+"""``startsparse embed``: a file in; certificate, source and picture out; and the check of what it wrote."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import startsparse as ss
+from startsparse import theory
+from startsparse.cli.main import main
+from startsparse.training import models
+
+OPTIONS = ["widths=[6]", "input_shape=[1,2,2]", "classes=3"]
+
+
+@pytest.fixture
+def net(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = models.make("mlp", widths=(6,), input_shape=(1, 2, 2), classes=3)
+    save_file(made.state_dict(), tmp_path / "net.safetensors")
+    return made
+
+
+def embed(*more: str, target: str = "net.safetensors") -> int:
+    return main(["embed", target, "--model", "mlp", *OPTIONS, *more])
+
+
+def test_files_and_their_check(net, tmp_path, capsys):
+    assert embed("--density", "0.5", "--box", "0", "1", "--seed", "3", "--no-picture") == 0
+    printed = capsys.readouterr().out
+    said = theory.Certificate.from_json((tmp_path / "embedded/certificate.json").read_text())
+    assert (
+        said.source["seed"] == 3
+        and said.box == (0.0, 1.0)
+        and f"{said.source_positions:,} positions" in printed
+    )
+    tensors = load_file(tmp_path / "embedded/source.safetensors")
+    assert len(theory.verify(said, net, tensors)) == 4
+    assert not (tmp_path / "embedded/success.png").exists()
+    assert embed("--check", "embedded") == 0
+    assert "lie on active positions" in capsys.readouterr().out
+    (tmp_path / "embedded/certificate.json").write_text(
+        said.as_json().replace('"delta": 0.1', '"delta": 0.2')
+    )
+    assert embed("--check", "embedded") == 2
+    assert "the certificate was altered" in capsys.readouterr().err
+
+
+def test_a_compact_file_and_another_assignment(net, tmp_path):
+    ss.save(net, tmp_path / "net.sparse.safetensors")
+    more = ("--density", "0.5", "--assignment", "adaptive", "--out", "b", "--no-picture")
+    assert embed(*more, target="net.sparse.safetensors") == 0
+    assert "adaptive" in json.loads((tmp_path / "b/certificate.json").read_text())["construction"]
+
+
+def test_a_picture(net, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert embed("--density", "0.6") == 0
+    picture = (tmp_path / "embedded/success.png").read_bytes()
+    assert picture[:4] == b"\x89PNG" and len(picture) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["net.safetensors", "--density", "0.5"], "--model is missing"),
+        (["net.safetensors", "--model", "mlp", *OPTIONS], "--density is missing"),
+        (["net.safetensors", "--model", "mlp", *OPTIONS, "--density", "2"], "density must be in"),
+        (["net.safetensors", "--model", "mlp", "--density", "0.5"], "does not fit the model mlp"),
+        (["other.safetensors", "--density", "0.5"], "No such file"),
+        ([".", "--density", "0.5"], "not the folder of a finished run"),
+        (
+            ["text.safetensors", "--model", "mlp", "--density", "0.5"],
+            "neither a compact nor a plain safetensors",
+        ),
+        (
+            ["net.safetensors", "--model", "mlp", *OPTIONS, "--density", "0.5", "--assignment", "bloc"],
+            "did you mean",
+        ),
+    ],
+)
+def test_mistakes(net, tmp_path, capsys, arguments, message):
+    (tmp_path / "text.safetensors").write_text("hello")
+    assert main(["embed", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "embedded").exists()
