@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 
 import startsparse
-from startsparse.cli import bench, ls, plan, train
+from startsparse.cli import bench, embed, ls, plan, train
 
 COMMANDS = (plan, train, ls, bench)
 
