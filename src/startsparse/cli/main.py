@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import startsparse
 from startsparse.cli import bench, embed, ls, plan, train
 
-COMMANDS = (plan, train, ls, bench)
+COMMANDS = (plan, train, ls, bench, embed)
 
 EPILOG = """\
 examples:
