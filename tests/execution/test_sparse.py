@@ -28,6 +28,7 @@ from .twins import (
     synchronise,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:ggr. .* got no growth")
 METHODS = [n for n in ss.methods.names("attach") if not ss.methods.get(n).masked_only]
 STEPS = 100
 

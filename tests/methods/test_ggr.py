@@ -54,7 +54,10 @@ def after(views: dict[str, DenseView], method: ss.GGR, step: int = 1, total_step
 
 def make(**options) -> ss.GGR:
     return ss.GGR(
-        **({"density": 0.5, "drop_schedule": "constant", "update_interval": 1, "rho": 1.0} | options)
+        **(
+            {"density": 0.5, "drop_schedule": "constant", "update_interval": 1, "rho": 1.0, "floor": 1}
+            | options
+        )
     )
 
 

@@ -25,7 +25,9 @@ OPTIONS = {
 
 
 def make(**options) -> ss.GGR:
-    return ss.GGR(**({"density": 0.25, "update_interval": 4, "drop_schedule": "constant"} | options))
+    return ss.GGR(
+        **({"density": 0.25, "update_interval": 4, "drop_schedule": "constant", "floor": 1} | options)
+    )
 
 
 def counts(sparse: ss.Sparsifier) -> list[int]:

@@ -49,7 +49,7 @@ class GGR(DropGrow):
             it. At most ``update_interval``.
         drop_scope: "layer" (the same share of every layer) or "global" (the smallest weights of the net).
         floor: live weights below which a layer drops nothing: an int for every layer, a float for a share of what
-            ERK would give it, or "units" for one an output unit.
+            ERK would give it (and one at least), or "units" for one an output unit.
         ceiling: largest density of a layer, in (0, 1]; the first masks keep to it too.
 
     References:
@@ -78,7 +78,7 @@ class GGR(DropGrow):
     normalise: str = "none"
     gradient_window: int = 1
     drop_scope: str = "layer"
-    floor: float | str = 1
+    floor: float | str = 0.5
     ceiling: float = 1.0
 
     def __post_init__(self):
@@ -266,7 +266,7 @@ class GGR(DropGrow):
         if updates == PATIENCE + 1:
             warnings.warn(
                 f"{self.name}: {view.name} got no growth in {updates} updates and is down to {left:,} live weights: if "
-                "it matters, hold it with floor=, e.g. floor=0.5",
+                f"it needs more, raise floor={self.floor!r}",
                 stacklevel=7,
             )
         return updates
@@ -292,7 +292,8 @@ class GGR(DropGrow):
             return dict.fromkeys(views, 0)
         limits = self._limits(views)
         erk = layer_counts("erk", views, min(live, sum(limits.values())) / total, capacity=limits)
-        return {name: math.floor(self.floor * count) for name, count in erk.items()}
+        at_least = int(self.floor > 0)
+        return {name: max(at_least, math.floor(self.floor * count)) for name, count in erk.items()}
 
 
 def _all_scores(view: LayerView, returning: Tensor) -> tuple[Tensor, Tensor]:
