@@ -78,7 +78,9 @@ def _download(
     try:
         parts = datasets.load_dataset(repository)
     except Exception as error:  # whatever the network, the hub or its client has to say
-        raise MissingData(f"the download of {repository} failed: {_first_line(error)}") from error
+        raise MissingData(
+            f"the download of {repository} failed: {_first_line(error)}; it needs a network once, and is kept then"
+        ) from error
     test = next((name for name in TEST_PARTS if name in parts), None)
     if "train" not in parts or test is None:
         raise DamagedData(f"{repository} has the parts {', '.join(parts)}: train and test were expected")
