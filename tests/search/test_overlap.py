@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import startsparse as ss
+from startsparse.searching import plot_overlaps
 
 
 def drawn(seed, counts, size=60):
@@ -83,7 +84,7 @@ def test_plot(tmp_path):
     counts = {"x": 30, "y": 6}
     found = {f"seed {seed}": ss.overlap(drawn(0, counts), drawn(seed, counts)) for seed in range(3)}
     file = tmp_path / "overlaps.svg"
-    ss.plot_overlaps(found, str(file))
+    plot_overlaps(found, str(file))
     assert file.read_text().lstrip().startswith("<?xml")
     with pytest.raises(ValueError, match="of the same layers"):
-        ss.plot_overlaps(found | {"other": ss.overlap(drawn(0, {"z": 3}), drawn(1, {"z": 3}))}, str(file))
+        plot_overlaps(found | {"other": ss.overlap(drawn(0, {"z": 3}), drawn(1, {"z": 3}))}, str(file))

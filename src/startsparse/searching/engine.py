@@ -388,9 +388,8 @@ class Search:
                 self._layers[name].mask = mask
             self._write_all()
         else:
-            before = self.num_active if self.method.exact else 0
-            swapped = sum(self._sites[name].place(mask) for name, mask in masks.items())
-            moved = bool(swapped) or (not self.method.exact and self.num_active != before)
+            changes = [self._sites[name].place(mask) for name, mask in masks.items()]
+            moved, swapped = any(changed for changed, _ in changes), sum(gone for _, gone in changes)
         self.num_swaps += swapped
         self.num_updates += moved
 

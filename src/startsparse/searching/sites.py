@@ -76,12 +76,12 @@ class ScoreSite:
         _ = self.parameter.copy_(self.effective(values))
 
     @torch.no_grad()
-    def place(self, mask: Tensor) -> int:
-        """Take over a mask and write what it changed; returns how many weights were swapped out."""
+    def place(self, mask: Tensor) -> tuple[int, int]:
+        """Take over a mask and write what it changed; returns how many weights changed, and how many went of them."""
         scored = self.scored
         changed = (mask ^ scored.mask).view(-1).nonzero().squeeze(1)
         if not len(changed):
-            return 0
+            return 0, 0
         arrives = mask.view(-1)[changed]
         scored.mask = mask
         if self.parameter.is_contiguous():
@@ -89,7 +89,7 @@ class ScoreSite:
             self.parameter.detach().view(-1)[changed] = new
         else:
             self.write(None)
-        return int((~arrives).sum())
+        return len(changed), len(changed) - int(arrives.count_nonzero())
 
     def is_untouched(self, values: Tensor | None) -> bool:
         """Whether the weight still holds, bit for bit, what the search wrote."""
