@@ -20,10 +20,7 @@ from typing import Any
 
 import environment
 from claim import Claim, load, names
-from records import Busy, RecordsError, append, lock
-
-import startsparse
-from startsparse.training.files import write_atomic
+from records import Busy, RecordsError, append, lock, replace
 
 HERE = Path(__file__).resolve().parent
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -76,7 +73,7 @@ def run_missing(claim: Claim, workers: int, limit: int | None) -> bool:
     )
     if not missing:
         return True
-    stamp = {"version": startsparse.__version__, "commit": environment.commit()}
+    stamp = {"version": environment.version("startsparse"), "commit": environment.commit()}
     failed, begin = 0, time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
         running = {pool.submit(run_one, claim, params): params for params in missing}
@@ -143,8 +140,8 @@ def judge(claim: Claim) -> bool:
     made["commit"] = ", ".join(sorted({record["commit"] for record in records}))
     made["claim"] = ", ".join(sorted({record["claim"] for record in records}))
     made["runs"], made["seconds"] = len(records), round(sum(record["seconds"] for record in records))
-    write_atomic(claim.folder / "environment.json", json.dumps(made, indent=2).encode() + b"\n")
-    write_atomic(claim.folder / "verdict.md", verdict(claim, text, made).encode())
+    replace(claim.folder / "environment.json", json.dumps(made, indent=2) + "\n")
+    replace(claim.folder / "verdict.md", verdict(claim, text, made))
     print(f"\n{text}\n\n{claim.name}: verdict in {claim.folder / 'verdict.md'}")
     return True
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
-
-import numpy
-import torch
-
-import startsparse
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -28,11 +24,11 @@ def commit() -> str:
 def describe() -> dict[str, str | int]:
     """Versions and machine."""
     return {
-        "startsparse": startsparse.__version__,
+        "startsparse": version("startsparse"),
         "commit": commit(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
+        "torch": version("torch"),
+        "numpy": version("numpy"),
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count() or 0,

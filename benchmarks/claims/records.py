@@ -57,6 +57,16 @@ def append(path: Path, record: Record) -> None:
         os.fsync(file.fileno())
 
 
+def replace(path: Path, text: str) -> None:
+    """Write a whole file, or leave what is there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _cut_torn_line(file: Any) -> None:
     file.seek(0)
     content = file.read()

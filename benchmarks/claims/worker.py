@@ -10,14 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+from claim import load
+
 
 def main() -> None:
     """Run it."""
     root, name, params, out = sys.argv[1:]
-    import torch
-    from claim import load
-
-    torch.set_num_threads(1)
     claim = load(name, Path(root))
     begin = time.perf_counter()
     result = claim.run(**json.loads(params))

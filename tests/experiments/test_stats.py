@@ -125,8 +125,7 @@ def test_confidence_outside():
         stats.paired([1, 2], confidence=95)
 
 
-@pytest.mark.parametrize("seeds", [5, 6, 10])
-@pytest.mark.parametrize("effect", [0.0, 0.5])
+@pytest.mark.parametrize(("seeds", "effect"), [(5, 0.0), (5, 0.5), (6, 0.0), (7, 0.0)])
 def test_thousand_comparisons(seeds, effect):
     """Two nets of a known difference: intervals cover it in 95 +- 2 %, and no difference is seldom called one."""
     draw = np.random.default_rng(7)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from startsparse.training.recipe import Recipe
 
 EPILOG = """\
 examples:
   startsparse train recipes/digits_quick.yaml
   startsparse train recipes/fashion_rigl_in_random.yaml method.density=0.02 seed=3
+  startsparse train recipes/digits_quick.yaml --seeds 0..4
   startsparse train recipes/imagenet_resnet50_rigl.yaml --dry-run
   startsparse train recipes/fashion_snip.yaml method=null train.epochs=2 out=/tmp/runs
 
@@ -24,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything but the training; 1 if not ready"
     )
+    parser.add_argument("--seeds", help="several runs, one a seed, such as 0..4; finished ones are skipped")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print the final figures as JSON")
 
@@ -31,19 +37,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train and print the final figures."""
     from startsparse.training import dry, recipe, runs
+    from startsparse.training.seeds import parse_seeds
 
-    chosen = recipe.load(arguments.recipe, arguments.overrides)
+    seeds = None if arguments.seeds is None else parse_seeds(arguments.seeds)
+    recipes = recipe.load_all(arguments.recipe, arguments.overrides, seeds)
     if arguments.dry_run:
-        found = dry.check(chosen)
+        found = dry.check(recipes[0])
         print(json.dumps(found.as_dict()) if arguments.json else found)
         return 1 if found.missing else 0
-    result = runs.run(chosen, progress=not arguments.quiet)
-    if arguments.json:
-        print(json.dumps(result | {"folder": str(chosen.folder)}))
-        return 0
-    print(
-        f"test accuracy {100 * result['test_accuracy']:.2f} %, {result['live_weights']:,} live weights "
-        f"(sparsity {100 * (1 - result['density']):.2f} %), compact file {result['net_bytes']:,} bytes"
-    )
-    print(f"all of it in {chosen.folder}")
+    for chosen in recipes:
+        result = runs.run(chosen, progress=not arguments.quiet)
+        print(
+            json.dumps(result | {"folder": str(chosen.folder)}) if arguments.json else _told(result, chosen)
+        )
     return 0
+
+
+def _told(result: dict[str, Any], chosen: Recipe) -> str:
+    return (
+        f"test accuracy {100 * result['test_accuracy']:.2f} %, {result['live_weights']:,} live weights "
+        f"(sparsity {100 * (1 - result['density']):.2f} %), compact file {result['net_bytes']:,} bytes\n"
+        f"all of it in {chosen.folder}"
+    )

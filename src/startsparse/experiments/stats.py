@@ -117,15 +117,22 @@ def paired(differences: ArrayLike, confidence: float = 0.95) -> Difference:
         return Difference(mean, mean, mean, confidence, signs, signs, len(values))
     if len(values) == 1:
         return Difference(mean, -math.inf, math.inf, confidence, 1.0, signs, 1)
-    count, law = len(values), require("scipy.stats", "comparing runs")
-    wider = law.t.isf((1 - confidence) / 2, count - 1) / law.norm.isf((1 - confidence) / 2)
-    wider *= math.sqrt(count / (count - 1))
+    count = len(values)
+    wider = _wider(count, confidence)
     copies, weights = _resamples(count)
     off = np.round(copies @ ((values - mean) / spread) / count, 12)  # rounded: equal on paper, equal here
     low = mean - _upper(-off, weights, (1 - confidence) / 2) * spread * wider
     high = mean + _upper(off, weights, (1 - confidence) / 2) * spread * wider
-    student = law.t.sf(abs(mean) / spread * math.sqrt(count), count - 1)
+    special = require("scipy.special", "comparing runs")
+    student = special.stdtr(count - 1, -abs(mean) / spread * math.sqrt(count))
     return Difference(mean, float(low), float(high), confidence, float(2 * student), signs, count)
+
+
+@functools.lru_cache(maxsize=64)
+def _wider(count: int, confidence: float) -> float:
+    """How many times wider the bootstrap's interval must be for so few values."""
+    law, tail = require("scipy.stats", "comparing runs"), (1 - confidence) / 2
+    return float(law.t.isf(tail, count - 1) / law.norm.isf(tail) * math.sqrt(count / (count - 1)))
 
 
 def _upper(values: Array, weights: Array, share: float) -> float:

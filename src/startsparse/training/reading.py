@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def override(raw: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
         >>> override({"method": {"name": "rigl"}, "seed": 0}, ["method.density=0.02", "seed=3"])
         {'method': {'name': 'rigl', 'density': 0.02}, 'seed': 3}
     """
-    result = copy.deepcopy(raw)
+    result = raw
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not all(path.split(".")):
@@ -74,17 +73,25 @@ def override(raw: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
             value = parse_yaml(text)
         except ReadingError as error:
             raise ReadingError(f"{assignment!r}: {error}") from error
-        node: dict[str, Any] = result
-        *parents, last = path.split(".")
-        for parent in parents:
-            child: Any = node.get(parent)
-            if isinstance(child, str):  # a bare name becomes a section of its own
-                child = {"name": child}
-            elif not isinstance(child, dict):
-                child = {}
-            node[parent] = child
-            node = child
-        node[last] = value
+        result = assign(result, path, value)
+    return result
+
+
+def assign(raw: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy with the value at a dotted path set; sections on the way are made, a bare name becomes one.
+
+    Example:
+        >>> assign({"method": "rigl"}, "method.density", 0.02)
+        {'method': {'name': 'rigl', 'density': 0.02}}
+    """
+    first, _, rest = path.partition(".")
+    result = dict(raw)
+    if rest:
+        child = result.get(first)
+        inner = {"name": child} if isinstance(child, str) else child if isinstance(child, Mapping) else {}
+        result[first] = assign(inner, rest, value)
+    else:
+        result[first] = value
     return result
 
 

@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from startsparse.training import options, reading
 from startsparse.training.sections import Data, Named, Section, Train
+from startsparse.training.seeds import parse_seeds
 
 
 class RecipeError(ValueError):
@@ -112,13 +113,61 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a YAML file; ``key=value`` overrides win. Its name is the file's, unless it says one.
 
+    Of a recipe of several ``seeds`` it is the first one's.
+
     Raises:
         RecipeError: with one line per mistake.
         FileNotFoundError: there is no such file.
     """
+    return load_all(path, overrides)[0]
+
+
+def load_all(
+    path: str | Path, overrides: Sequence[str] = (), seeds: Sequence[int] | None = None
+) -> list[Recipe]:
+    """The recipes of a YAML file, one for each of its ``seeds`` (a list, or text such as ``0..4``).
+
+    Args:
+        path: of the file.
+        overrides: ``key=value``.
+        seeds: instead of those of the file.
+
+    Raises:
+        RecipeError: with one line per mistake.
+        FileNotFoundError: there is no such file.
+    """
+    raw = reading.override(read(path), overrides)
+    return [parse(one) for one in each_seed(raw, seeds)]
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A recipe file as plain data, named after the file unless it says a name; unchecked."""
     raw = reading.read_yaml(Path(path))
     raw.setdefault("name", Path(path).stem)
-    return parse(reading.override(raw, overrides))
+    return raw
+
+
+def each_seed(raw: dict[str, Any], seeds: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    """Plain data of one run for each seed: the given ones, else those under ``seeds``, else as it stands.
+
+    Example:
+        >>> [one["seed"] for one in each_seed({"seeds": "0..2"})]
+        [0, 1, 2]
+        >>> each_seed({"seeds": [0, 1], "seed": 3})
+        Traceback (most recent call last):
+        startsparse.training.recipe.RecipeError: seeds: give seed or seeds, not both
+    """
+    rest = {key: value for key, value in raw.items() if key != "seeds"}
+    if seeds is None:
+        if "seeds" not in raw:
+            return [rest]
+        if "seed" in raw:
+            raise RecipeError("seeds: give seed or seeds, not both")
+        try:
+            seeds = parse_seeds(raw["seeds"])
+        except ValueError as error:
+            raise RecipeError(f"seeds: {error}") from error
+    return [rest | {"seed": seed} for seed in seeds]
 
 
 def parse(raw: dict[str, Any]) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,30 @@ def derive(seed: int, *purpose: object) -> int:
     """
     text = "|".join(str(part) for part in ("startsparse", seed, *purpose))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def parse_seeds(given: object) -> list[int]:
+    """Seeds as a list of integers, or as text: single ones and ranges that hold both ends.
+
+    Raises:
+        ValueError: it is neither, is empty, or names a seed twice.
+
+    Example:
+        >>> parse_seeds([3, 1]), parse_seeds("0..4"), parse_seeds("0,2,5..6"), parse_seeds(7)
+        ([3, 1], [0, 1, 2, 3, 4], [0, 2, 5, 6], [7])
+    """
+    if isinstance(given, str):
+        parts = [re.fullmatch(r"\s*(\d+)(?:\s*\.\.\s*(\d+))?\s*", part) for part in given.split(",")]
+        seeds: list[Any] = [
+            s for part in parts if part for s in range(int(part[1]), int(part[2] or part[1]) + 1)
+        ]
+        valid = all(parts)
+    else:
+        seeds: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+        valid = all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
+    if not valid or not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"a list of different integers or text such as 0..4 was expected, got {given!r}")
+    return seeds
 
 
 def seed_all(seed: int) -> None:
