@@ -11,9 +11,12 @@ from .dynamics import Dynamics as Dynamics
 from .execution.convert import densify_execution as densify_execution
 from .execution.convert import sparsify_execution as sparsify_execution
 from .methods import ACDC as ACDC
+from .methods import CHT as CHT
 from .methods import DSR as DSR
+from .methods import DSTEE as DSTEE
 from .methods import GGR as GGR
 from .methods import GMP as GMP
+from .methods import GSE as GSE
 from .methods import IMP as IMP
 from .methods import ITOP as ITOP
 from .methods import MEST as MEST
@@ -26,6 +29,7 @@ from .methods import ContinuousSparsification as ContinuousSparsification
 from .methods import EarlyBird as EarlyBird
 from .methods import EdgePopup as EdgePopup
 from .methods import EdgePopupAnnealed as EdgePopupAnnealed
+from .methods import DeepR as DeepR
 from .methods import GraNet as GraNet
 from .methods import GraSP as GraSP
 from .methods import Hydra as Hydra

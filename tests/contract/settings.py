@@ -27,19 +27,23 @@ class Setting:
             something to hold.
         random: whether the masks depend on the method's seed.
         changes: the steps after (or, for a method that decides before the step, in) which masks are expected to
-            change.
+            change; None: whenever the weights say so.
         xfail: name of a law -> why this method cannot keep it.
         gradients: steps whose dense gradient is taken, where these are not the updates.
     """
 
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
     random: bool = False
-    changes: tuple[int, ...] = ()
+    changes: tuple[int, ...] | None = ()
     xfail: dict[str, str] = field(default_factory=dict)
     gradients: int | None = None
 
 
 SETTINGS: dict[str, Setting] = {
+    "cht": Setting({"update_interval": 2, "drop_fraction": 0.5, "update_end": 8}, True, (2, 4, 6)),
+    "deepr": Setting({"update_end": 8}, True, None),
+    "dst_ee": Setting({"update_interval": 2, "drop_schedule": "constant", "update_end": 8}, True, (2, 4, 6)),
+    "gse": Setting({"update_interval": 2, "drop_schedule": "constant", "update_end": 8}, True, (2, 4, 6)),
     "softgmp": Setting({"update_interval": 2, "update_begin": 1, "update_end": 8}, changes=(2, 4, 6)),
     "topkast": Setting(
         {"update_interval": 4, "update_end": 8, "backward_density": 1.0},

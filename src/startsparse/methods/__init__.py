@@ -11,9 +11,12 @@ from .acdc import ACDC as ACDC
 from .at_init import GraSP as GraSP
 from .at_init import SynFlow as SynFlow
 from .base import Method as Method
+from .cht import CHT as CHT
+from .deep_r import DeepR as DeepR
 from .drop_grow import SET as SET
 from .drop_grow import RigL as RigL
 from .dsr import DSR as DSR
+from .dst_ee import DSTEE as DSTEE
 from .edge_popup import Biprop as Biprop
 from .edge_popup import EdgePopup as EdgePopup
 from .edge_popup import EdgePopupAnnealed as EdgePopupAnnealed
@@ -21,6 +24,7 @@ from .edge_popup import Hydra as Hydra
 from .edge_popup import MovementFrozen as MovementFrozen
 from .ggr import GGR as GGR
 from .granet import GraNet as GraNet
+from .gse import GSE as GSE
 from .iterative import IMP as IMP
 from .iterative import EarlyBird as EarlyBird
 from .itop import ITOP as ITOP
@@ -66,6 +70,10 @@ REGISTRY: dict[str, type[Any]] = {
         SRigL,
         TopKAST,
         SoftGMP,
+        GSE,
+        DSTEE,
+        DeepR,
+        CHT,
         GGR,
         GraSP,
         SynFlow,
