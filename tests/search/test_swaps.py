@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from startsparse.methods import swaps
+from startsparse.methods.search_scopes import renew
 from startsparse.selection import top_k, top_k_in_rows
 
 KEY = torch.tensor([5.0, 1.0, 2.0, 0.0, 3.0, 4.0, 0.5, 0.2])
@@ -107,3 +108,14 @@ def test_top_k_in_rows_refuses_a_row_without_room():
     scores = torch.tensor([[1.0, 2.0, 3.0], [1.0, -torch.inf, -torch.inf]])
     with pytest.raises(ValueError, match=r"fc: cannot take 2 of the 1 positions"):
         top_k_in_rows(scores, 2, what="fc")
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.randoms(use_true_random=False))
+def test_renewing_a_mask_is_top_k(values, random):
+    key = torch.tensor(values, dtype=torch.float32)
+    if random.random() < 0.3:
+        key[random.randrange(len(values))] = -torch.inf  # outside a source
+    allowed = [i for i, value in enumerate(key.tolist()) if value > -torch.inf]
+    mask = torch.zeros(len(values), dtype=torch.bool)
+    mask[random.sample(allowed, random.randint(0, len(allowed)))] = True
+    assert torch.equal(renew(key, mask, "w"), top_k(key, int(mask.sum()), prefer=mask))

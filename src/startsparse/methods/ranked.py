@@ -15,7 +15,7 @@ from ..names import nearest
 from ..selection import top_k_across
 from . import first_scores, swaps
 from .search import Layers, Scored, SearchMethod, progress, uniform
-from .search_scopes import choose, group_size, grouped, has_units, layout_of, legal_count, ungrouped
+from .search_scopes import choose, group_size, grouped, has_units, layout_of, legal_count, renew, ungrouped
 
 GLOBAL_MAGNITUDE = "global-magnitude"
 INITS = (*first_scores.CRITERIA, "random", "proportional", "neutral", "zero")
@@ -230,10 +230,14 @@ class RankedSearch(SearchMethod):
         if self.scope == "global" and not (begin or not masks):
             wants = top_k_across(keys, sum(counts.values()), prefer=units)
         else:
-            wants = {
-                name: choose(key, self._in_units(counts[name], layers[name]), layout, units.get(name), name)
-                for name, key in keys.items()
-            }
+            wants = {}
+            for name, key in keys.items():
+                layer, mask = layers[name], units.get(name)
+                steady = mask is not None and not begin and layout.whole
+                if steady and counts[name] == self.live(layer, step - 1, total_steps):
+                    wants[name] = renew(key, mask, name)  # type: ignore[arg-type]
+                else:
+                    wants[name] = choose(key, self._in_units(counts[name], layer), layout, mask, name)
         if not free:
             wants = self._restrict(layers, keys, units, wants, step, total_steps)
         return {name: self._weights(want, layers[name]) for name, want in wants.items()}
