@@ -20,8 +20,8 @@ examples:
   startsparse plan recipes/fashion_static_erk.yaml        what it will be, before anything starts
   startsparse train recipes/digits_quick.yaml             a few seconds, no data to fetch
   startsparse train recipes/fashion_rigl_in_random.yaml method.density=0.02 seed=3
-  startsparse sweep recipes/digits_quick.yaml --grid method.name=static,set --seeds 0..4
-  startsparse compare runs --baseline static              who is better, and with how many seeds one can tell
+  startsparse sweep recipes/digits_quick.yaml --grid method.name=set,rigl --seeds 0..4
+  startsparse compare runs --baseline set                 who is better, and with how many seeds one can tell
 """
 
 

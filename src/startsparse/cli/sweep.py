@@ -8,8 +8,9 @@ import sys
 EPILOG = """\
 examples:
   startsparse sweep recipes/digits_quick.yaml --grid method.density=0.02,0.1 --seeds 0..4
-  startsparse sweep recipes/digits_quick.yaml --grid method.name=static,set,rigl --seeds 0..4 train.epochs=20
-  startsparse sweep recipes/digits_quick.yaml --grid 'model.widths=[[300, 100], [100, 100]]' --dry-run
+  startsparse sweep recipes/digits_quick.yaml --grid method.name=set,rigl --seeds 0..4 train.epochs=20
+  startsparse sweep recipes/fashion_dense.yaml --grid 'method=[null, {name: gmp, density: 0.1}]'
+  startsparse sweep recipes/digits_quick.yaml model.name=mlp --grid 'model.widths=[[300, 100], [100, 100]]' --dry-run
 
 Axes may also stand in the recipe, under sweep: {method.density: [0.02, 0.1]}. Every combination is checked before the
 first one starts. A run that fails is told at the end and does not stop the others.
