@@ -82,6 +82,26 @@ class Flops:
 
 
 @dataclass(frozen=True)
+class Gradients:
+    """Dense gradients that a method asks for, besides the memory of the layers.
+
+    Attributes:
+        bytes: of one accumulator a layer: held at the steps that need it.
+        steps: of the run that need it; None if its length is unknown.
+        kept: whether it is carried from one step to the next, as in a window of several steps.
+    """
+
+    bytes: int
+    steps: int | None
+    kept: bool
+
+    def __str__(self) -> str:
+        when = "at update steps" if self.steps is None else f"at {self.steps:,} steps"
+        kept = ", kept from step to step" if self.kept else ""
+        return f"dense gradients: at most {size(self.bytes)} {when}{kept}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """What ``attach`` with the same arguments will do. ``print`` it, or take ``as_dict()``.
 
@@ -91,6 +111,7 @@ class Plan:
         flops: None without ``example_input``.
         reasons: how a layer is executed, where there is something to say about it.
         warnings: what looks wrong; empty if nothing does.
+        gradients: the dense gradients the method asks for; None if it asks for none.
     """
 
     method: str
@@ -103,6 +124,7 @@ class Plan:
     flops: Flops | None
     reasons: dict[str, str]
     warnings: list[str]
+    gradients: Gradients | None = None
 
     @property
     def density(self) -> float:
@@ -143,6 +165,8 @@ class Plan:
             f"live values at the end: {size(4 * self.num_final)} of {size(4 * self.num_weights)} in float32",
             "FLOPs: give example_input= to count them" if self.flops is None else str(self.flops),
         ]
+        if self.gradients is not None:
+            lines.append(str(self.gradients))
         if self.flops is not None and any(row.execution == "masked" for row in self.layers):
             lines.append("masked execution computes the dense FLOPs, whatever is counted here")
         lines += [f"{name} runs {reason}" for name, reason in self.reasons.items()]
@@ -217,9 +241,29 @@ def plan(
     reasons = {
         name: f"{choice.execution}: {choice.reason}" for name, choice in choices.items() if choice.reason
     }
+    elements = {name: layer.parameter.element_size() * sizes[name] for name, layer in found.items()}
     return Plan(
-        method.name, source.name, total, start_count, final_count, everything, rows, flops, reasons, notes
+        method.name,
+        source.name,
+        total,
+        start_count,
+        final_count,
+        everything,
+        rows,
+        flops,
+        reasons,
+        notes,
+        _gradients(method, sum(elements.values()), total_steps),
     )
+
+
+def _gradients(method: Method, size_of_one: int, total_steps: int | None) -> Gradients | None:
+    looked_at = range(10_000 if total_steps is None else total_steps)
+    wanted = [step for step in looked_at if method.wants_gradient(step, total_steps)]
+    if not wanted:
+        return None
+    kept = any(method.gradient_carry(step, total_steps) for step in wanted)
+    return Gradients(size_of_one, None if total_steps is None else len(wanted), kept)
 
 
 def _flops(

@@ -167,3 +167,8 @@ def test_plans_count_the_dense_gradients_of_the_window():
     x = batch(0, 8, 12)
     plans = [ss.plan(model, make(gradient_window=w), total_steps=40, example_input=x) for w in (1, 3)]
     assert [plan.flops.dense_gradient_steps for plan in plans] == [7, 21]
+    weights = 12 * 16 + 16 * 16 + 16 * 10
+    assert [plan.gradients.bytes for plan in plans] == [4 * weights] * 2, "one accumulator a layer"
+    assert [plan.gradients.kept for plan in plans] == [False, True]
+    assert "dense gradients: at most 2.4 KiB at 21 steps, kept from step to step" in str(plans[1])
+    assert ss.plan(model, ss.Static(0.5)).gradients is None
