@@ -58,8 +58,9 @@ def test_a_compact_file_and_another_assignment(net, tmp_path):
     assert "adaptive" in json.loads((tmp_path / "b/certificate.json").read_text())["construction"]
 
 
-def test_a_picture(net, tmp_path):
+def test_a_picture(net, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr("startsparse.theory.picture._TRIALS", 2)
     assert embed("--density", "0.6") == 0
     picture = (tmp_path / "embedded/success.png").read_bytes()
     assert picture[:4] == b"\x89PNG" and len(picture) > 10_000

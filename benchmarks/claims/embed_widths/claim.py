@@ -17,7 +17,7 @@ TITLE = "Random sources hold their targets at the theoretical width, fail strict
 SOURCE = "Gadhikar et al. 2023, theorems 2.2 and 2.3 (as recalled), derived again and drawn"
 TARGETS = ("mlp", "sparse mlp", "conv")
 DENSITIES = (0.5, 0.3, 0.1)
-SHRINKS = (0.6, 0.8, 1.0)
+SHRINKS = (0.3, 0.6, 0.8, 1.0)
 ASSIGNMENTS = ("strict", "block", "adaptive")
 TRIALS = 40
 DRAWS = 5000
@@ -124,13 +124,13 @@ def judge(records: list[dict]) -> str:
         for how in ("strict", "block"):
             checks[how].append(_above(count[f"{how}@1"], trials, 0.9))
         checks["narrow"].append(_above(trials - count["strict@0.6"], trials, 0.5))
-        checks["adaptive"].append("PASS" if count["adaptive@0.8"] >= count["strict@0.8"] else "FAIL")
+        checks["adaptive"].append(_above(count["adaptive@0.6"], trials, 0.9))
         checks["error"].append("PASS" if max(r["error"] for r in mine) < 1e-10 else "FAIL")
     said = {
         "strict": "every unit served, at the theoretical width, in at least 90 %",
         "block": "target held by fixed blocks, at the theoretical width, in at least 90 %",
         "narrow": "every unit served at 0.6 of the width in less than half",
-        "adaptive": "adaptive at 0.8 of the width succeeds at least as often as strict blocks there",
+        "adaptive": "target held by adaptive assignment, at 0.6 of the width, in at least 90 %",
         "error": "outputs within 1e-10 in float64",
     }
     verdicts = [

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .adaptive import give_out, readers_of
 from .entrance import SourceTooNarrow, signed_weight, stand_for, table_of
 from .graph import Node, Target
 from .source import INPUTS, Source
@@ -41,7 +42,7 @@ def assign(target: Target, source: Source, signs: int, how: str) -> Assignment:
 
     Args:
         how: "block" and "strict" give each target unit equally many source units, in order, whatever they see; "adaptive"
-            lets a unit serve any channel all of whose parents it sees, those with fewest units first.
+            lets a unit serve any channel all of whose parents it sees, those whose readers lack it most first.
 
     Raises:
         SourceTooNarrow: "strict" where one unit does not see all its parents, "adaptive" where a channel gets no unit.
@@ -62,7 +63,7 @@ def assign(target: Target, source: Source, signs: int, how: str) -> Assignment:
             )
         if how == "adaptive" and units > channels:
             want = demand(target, source, Assignment(found, signs), name)
-            found[name] = _adaptive(want, name, _reader_groups(target, name))
+            found[name] = give_out(want, name, readers_of(target, source, name))
         else:
             found[name] = _blocks(units, channels)
         if how == "strict" or (how == "adaptive" and units == channels):
@@ -229,38 +230,6 @@ def _by_group(table: np.ndarray, groups: int, signs: int) -> np.ndarray:
     """Rows (sign, group, input) of a table in the order (group, sign, input) of ``signed_weight``."""
     inside = table.reshape(signs, groups, -1, table.shape[1])
     return inside.transpose(1, 0, 2, 3).reshape(-1, table.shape[1])
-
-
-def _reader_groups(target: Target, name: str) -> int:
-    """Groups of the layer that reads a layer of a chain."""
-    readers = target.readers
-    while following := readers[name]:
-        name = following[0]
-        if (affine := target.nodes[name].affine) is not None:
-            return affine.groups
-    return 1
-
-
-def _adaptive(want: Demand, name: str, groups: int) -> np.ndarray:
-    """Give units out: the least flexible first, each to the feasible channel with fewest units.
-
-    A unit stays in the group of the next layer that its place belongs to.
-    """
-    units = np.arange(want.layer.outputs)
-    can = feasible(want, units)
-    can &= (units * groups // len(units))[:, None] == np.arange(can.shape[1]) * groups // can.shape[1]
-    serves, counts = np.full(len(units), -1), np.zeros(can.shape[1], np.int64)
-    for unit in np.argsort(can.sum(axis=1), kind="stable"):
-        options = np.flatnonzero(can[unit])
-        if len(options):
-            serves[unit] = chosen = options[counts[options].argmin()]
-            counts[chosen] += 1
-    if (counts == 0).any():
-        neuron = int(np.flatnonzero(counts == 0)[0])
-        raise SourceTooNarrow(
-            f"layer {name}: none of the source's {len(units)} units sees a copy of every input of neuron {neuron}"
-        )
-    return serves
 
 
 def _all_served(want: Demand, serves: np.ndarray, name: str) -> None:

@@ -48,7 +48,7 @@ def draw_success(
         raise ValueError("a picture of chances needs a source that was made from a density")
     traced = trace(target)
     densities = {name: layer.density for name, layer in source.layers.items()}
-    scales = np.linspace(0.3, 1.4, 111)
+    scales = np.linspace(0.1, 1.4, 131)
     exact, union = zip(*[_chances(traced, source, densities, float(s), signs) for s in scales], strict=True)
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     axes.plot(scales, exact, color="tab:blue", label="every unit finds its parents (closed form)")
@@ -56,7 +56,7 @@ def draw_success(
     axes.axhline(1 - delta, color="tab:green", linewidth=1, label=f"1 - delta = {1 - delta:g}")
     axes.axvline(1, color="black", linewidth=1, linestyle=":", label="theoretical width")
     lowest = _lower(traced, source, signs)
-    if 0.3 <= lowest <= 1.4:
+    if 0.1 <= lowest <= 1.4:
         axes.axvline(
             lowest,
             color="tab:red",
@@ -120,7 +120,7 @@ def _lower(target: Target, source: Source, signs: int) -> float:
 
 def _points(axes, target: Target, densities: Mapping[str, float], delta: float, signs: int) -> None:
     plain = not any(node.kind in ("add", "lift") for node in target.nodes.values())
-    scales = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    scales = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     marks = {"strict": "o", "block": "s"} | ({"adaptive": "^"} if plain else {})
     for how, mark in marks.items():
         shares = [_share(target, densities, delta, signs, scale, how) for scale in scales]
