@@ -1,7 +1,8 @@
 """What the claims about GGR share: nets, starts, methods by label, and what is noted of where weights ended up.
 
 All moving methods of one claim update at the same steps and take the dense gradient equally often (``gradient_steps`` in
-every record), except where a window is what is compared. Runs of one seed share initial weights, order of the examples
+every record), except where a window is what is compared. "ggr" is the bare rule, whose only floor is one weight a layer,
+whatever the default of the package; "ggr-half" holds half of ERK in every layer. Runs of one seed share initial weights, order of the examples
 and, where they begin alike, the first mask.
 """
 
@@ -33,7 +34,8 @@ METHODS: dict[str, Callable[..., ss.methods.Method]] = {
     "static": lambda moving, **given: ss.Static(**given),
     "set": lambda moving, **given: ss.SET(**given, **moving),
     "rigl": lambda moving, **given: ss.RigL(**given, **moving),
-    "ggr": lambda moving, **given: ss.GGR(**given, **moving),
+    "ggr": lambda moving, **given: ss.GGR(**given, **({"floor": 1} | moving)),
+    "ggr-half": lambda moving, **given: ss.GGR(**given, **({"floor": 0.5} | moving)),
 }
 
 

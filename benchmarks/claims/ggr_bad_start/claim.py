@@ -17,8 +17,12 @@ RATES = (0.03, 0.1, 0.3)
 
 
 def runs() -> list[dict[str, Any]]:
-    """RigL and GGR at three learning rates each; SET and static masks beside them at one."""
-    cells = [(m, lr) for m in ("rigl", "ggr") for lr in RATES] + [("set", 0.1), ("static", 0.1)]
+    """RigL and GGR at three learning rates each; GGR with a floor, SET and static masks beside them at one."""
+    cells = [(m, lr) for m in ("rigl", "ggr") for lr in RATES] + [
+        ("ggr-half", 0.1),
+        ("set", 0.1),
+        ("static", 0.1),
+    ]
     return [
         {"data": data, "density": density, "begins": "bad", "method": method, "lr": lr, "seed": seed}
         for data, density in SETS.items()
@@ -47,7 +51,9 @@ def judge(records: list[dict[str, Any]]) -> str:
     """Each method at the learning rate its validation accuracy chose."""
     parts = []
     for data, density in SETS.items():
-        chosen = {m: best_rate(records, data=data, method=m) for m in ("ggr", "rigl", "set", "static")}
+        chosen = {
+            m: best_rate(records, data=data, method=m) for m in ("ggr", "rigl", "ggr-half", "set", "static")
+        }
         if not chosen["ggr"] or not chosen["rigl"]:
             continue
         rows = [

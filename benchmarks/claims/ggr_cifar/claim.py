@@ -18,6 +18,7 @@ BARS = {"bad": 0.05, "uniform": 0.03, "erk": -0.02}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rigl": ("rigl", {}),
     "ggr": ("ggr", {}),
+    "ggr, floor half ERK": ("ggr", {"floor": 0.5}),
     "set": ("set", {}),
     "rigl, window 20": ("ggr", g.rigl_averaged(20)),
     "ggr, window 20": ("ggr", {"gradient_window": 20}),
@@ -40,7 +41,7 @@ def runs() -> list[dict[str, Any]]:
         for seed in g.SEEDS
         for b in BARS
         for case, (method, options) in CASES.items()
-        if b == "erk" or case in ("rigl", "ggr")
+        if b == "erk" or case in ("rigl", "ggr", "ggr, floor half ERK")
     ]
 
 

@@ -13,7 +13,13 @@ TITLE = "GGR ends with nearly the same layer sizes from any start, and accuracy 
 SOURCE = "Parger et al. 2022, abstract: less prone to unbalanced weight distribution at initialization"
 
 SETS = {"mnist": 0.005, "fashion-mnist": 0.01}
-CASES = {"rigl": ("rigl", {}), "ggr": ("ggr", {}), "ggr, global drop": ("ggr", {"drop_scope": "global"})}
+CASES = {
+    "rigl": ("rigl", {}),
+    "ggr": ("ggr", {}),
+    "ggr, global drop": ("ggr", {"drop_scope": "global"}),
+    "ggr, floor half ERK": ("ggr", {"floor": 0.5}),
+    "ggr, global drop, floor half ERK": ("ggr", {"drop_scope": "global", "floor": 0.5}),
+}
 FALL = 5.0  # the distance of the two most distant starts must fall by this factor
 SPREAD = 0.5  # of RigL's spread over starts
 
@@ -91,11 +97,11 @@ def judge(records: list[dict[str, Any]]) -> str:
                 f"points: **{word(spreads['ggr'] <= SPREAD * spreads['rigl'])}**"
             ),
         ]
-        if "ggr, global drop" in falls:
-            b, a = falls["ggr, global drop"]
-            tests.append(
-                f"(global drop: {b:.0f} -> {a:.0f}, spread {100 * spreads['ggr, global drop']:.1f} points; no threshold)"
-            )
+        tests += [
+            f"({case}: {falls[case][0]:.0f} -> {falls[case][1]:.0f}, spread {100 * spreads[case]:.1f} points; no threshold)"
+            for case in falls
+            if case not in ("rigl", "ggr")
+        ]
         largest = [
             distance(x, y)
             for x, y in itertools.combinations(

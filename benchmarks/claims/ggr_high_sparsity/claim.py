@@ -21,7 +21,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ggr": ("ggr", {}),
     "rigl, window 20": ("ggr", g.rigl_averaged(WINDOW)),
     "ggr, window 20": ("ggr", {"gradient_window": WINDOW}),
-    "ggr, floor 1": ("ggr", {"floor": 1}),
+    "ggr, floor half ERK": ("ggr", {"floor": 0.5}),
 }
 MILD = ("set", "rigl", "ggr")  # all that is run at 90 and 95 %
 NO_WORSE = -0.01
