@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .assignment import Wired
 from .graph import Affine, Target
 
-_BYTES = 1 << 28  # of the columns of an unfolded image computed at a time
+_BYTES = 1 << 22  # of the columns of an unfolded image computed at a time: they stay in the cache
 
 
 class SparseAffine(nn.Module):
