@@ -26,10 +26,10 @@ from .methods import SNFS as SNFS
 from .methods import SNIP as SNIP
 from .methods import Biprop as Biprop
 from .methods import ContinuousSparsification as ContinuousSparsification
+from .methods import DeepR as DeepR
 from .methods import EarlyBird as EarlyBird
 from .methods import EdgePopup as EdgePopup
 from .methods import EdgePopupAnnealed as EdgePopupAnnealed
-from .methods import DeepR as DeepR
 from .methods import GraNet as GraNet
 from .methods import GraSP as GraSP
 from .methods import Hydra as Hydra

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .execution.power import Held
 from .topology import Topology
 
 
@@ -33,7 +34,8 @@ class Clock:
         self._steps = {id(optimizer): 0 for optimizer in optimizers}
         self._pulled = {id(optimizer): True for optimizer in optimizers}  # this step, through the gradient
         self._decided = -1  # the last step whose change was made before it
-        self._before: dict[str, Tensor] = {}  # values that the step in progress began with
+        self._roots: Held = []  # parameters that hold roots during the step in progress
+        self._before: dict[str, Tensor] = {}  # values that it began with
 
     def set(self, step: int) -> None:
         """Go on after ``step`` steps."""
@@ -49,14 +51,22 @@ class Clock:
             RuntimeError: a layer or weight was replaced since attachment, or a step that is given a closure is to be
                 replaced.
         """
-        topology, method = self._topology, self._topology.method
-        topology.check_in_place()
-        step = self._steps[id(optimizer)]
+        self._topology.check_in_place()
+        self._roots, self._before = [], {}
         if overflow:
             return False
+        if self._prepare(optimizer, has_closure):
+            return True
+        self._roots = self._topology.to_roots(optimizer, has_closure)
+        self._before = self._topology.before_step(optimizer)
+        return False
+
+    def _prepare(self, optimizer: Optimizer, has_closure: bool) -> bool:
+        """What a method does before a step; returns whether an update replaces it."""
+        topology, method = self._topology, self._topology.method
+        step = self._steps[id(optimizer)]
         self._pulled[id(optimizer)] = topology.pull(step, optimizer, has_closure)
         topology.swap_in(step, optimizer, has_closure)
-        self._before = topology.before_step(optimizer)
         if not topology.due(step):
             return False
         if method.needs_step_gradient and self._decided < step:
@@ -68,8 +78,6 @@ class Clock:
                 self._decided = step
         if method.skip_step_on_update and has_closure:
             raise RuntimeError("skip_step_on_update cannot replace a step that is given a closure")
-        if method.skip_step_on_update:
-            self._before = {}
         return method.skip_step_on_update
 
     def after(self, optimizer: Optimizer, overflow: bool) -> None:
@@ -79,6 +87,7 @@ class Clock:
             topology.forget_gradients()
             return
         topology.after_step(optimizer, self._before)
+        topology.from_roots(self._roots)
         if not self._pulled[id(optimizer)]:
             topology.shrink(self._steps[id(optimizer)], optimizer)
         topology.remask(optimizer)

@@ -43,6 +43,7 @@ def attach(
     data: Any = None,
     loss_fn: Any = None,
     example_input: Any = None,
+    power: float = 1.0,
 ) -> Sparsifier:
     """Make a model sparse now and keep it sparse while it is trained; the training loop does not change.
 
@@ -64,6 +65,8 @@ def attach(
         data: batches ``(inputs, target)``, for methods that make passes of their own (GraSP, SNIP over several batches).
         loss_fn: ``loss_fn(model(inputs), target)``, for the same.
         example_input: inputs of a batch, for ``execution="auto"`` and for methods that need one (SynFlow).
+        power: powerpropagation: the optimizer trains roots r of the sparse weights, w = r |r|^(power - 1), so that
+            large ones move more; 1: none. A method that grows weights must then grow them away from zero.
 
     Returns:
         The ``Sparsifier``. Nothing of it has to be called in the loop.
@@ -106,7 +109,7 @@ def attach(
     for name in [name for name, value in given.items() if value is not None and name not in used]:
         warnings.warn(f"{method.name} makes no passes that need it: {name}= is not used", stacklevel=2)
     return Sparsifier(
-        model, optimizers, method, source or DenseSource(), total_steps, layers, execution, given
+        model, optimizers, method, source or DenseSource(), total_steps, layers, execution, given, power
     )
 
 
@@ -130,6 +133,7 @@ class Sparsifier:
         layers: str | Sequence[str] | None,
         execution: str,
         given: Mapping[str, Any],
+        power: float = 1.0,
     ):
         self.model, self.method, self.source, self.total_steps = model, method, source, total_steps
         self._optimizers = optimizers
@@ -159,7 +163,7 @@ class Sparsifier:
             )
         choices = choose(execution, model, self._layers, optimizers, method)
         passes = Passes(model, self._layers, **given) if method.needs else None
-        self._topology = Topology(self._layers, method, source, total_steps, optimizers, passes)
+        self._topology = Topology(self._layers, method, source, total_steps, optimizers, passes, power)
         if execution == "auto":
             able = {
                 name: self._layers[name] for name, choice in choices.items() if choice.execution == "sparse"
@@ -247,7 +251,9 @@ class Sparsifier:
     def describe(self) -> dict[str, Any]:
         """Method, hyper-parameters and source as plain data."""
         method = {"name": self.method.name} | self.method.hyper_parameters()
-        return {"method": method, "source": describe(self.source), "total_steps": self.total_steps}
+        power = self._topology.power
+        described = {"method": method, "source": describe(self.source), "total_steps": self.total_steps}
+        return described if power == 1 else described | {"power": power}
 
     def report(self) -> Report:
         """Where the weights live now, per layer and in all; prints as a table."""

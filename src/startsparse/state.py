@@ -130,6 +130,11 @@ def check(state: dict[str, Any], describe: dict[str, Any], shapes: Shapes) -> di
             f"the state is of a run of total_steps={state['describe'].get('total_steps')!r}, the sparsifier has "
             f"{describe['total_steps']!r}: schedules would differ, attach with the same total_steps"
         )
+    if state["describe"].get("power", 1.0) != describe.get("power", 1.0):
+        raise ValueError(
+            f"the state is of a run with power={state['describe'].get('power', 1.0)}, the sparsifier has "
+            f"{describe.get('power', 1.0)}: attach with the same power"
+        )
     for part in ("method", "source"):
         theirs, ours = state["describe"][part], describe[part]
         for key in [*ours, *theirs]:

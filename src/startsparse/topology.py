@@ -17,6 +17,8 @@ from .execution.interface import KEPT, FirstSite
 from .execution.masked import MaskedSite
 from .execution.meta import MetaSite, materialise_rest
 from .execution.optimizers import forget_directions
+from .execution.power import Held, from_roots, to_roots
+from .execution.power import check as check_power
 from .execution.pull import add_to_gradients, by_gradient, shrink, warn_of_weakness
 from .execution.shadow import ShadowSite
 from .execution.sparse import SparseSite
@@ -39,6 +41,7 @@ class Topology:
         total_steps: length of the run, or None.
         optimizers: their state follows the weights.
         passes: for a method that chooses its first masks by passes of its own.
+        power: of powerpropagation; 1: none.
 
     Attributes:
         sites: layer name -> what holds its weights.
@@ -59,8 +62,10 @@ class Topology:
         total_steps: int | None,
         optimizers: Sequence[Optimizer],
         passes: Passes | None = None,
+        power: float = 1.0,
     ):
-        self.method, self.total_steps = method, total_steps
+        self.method, self.total_steps, self.power = method, total_steps, power
+        check_power(power, method)
         if method.grown_state == "warmup":
             check_young(optimizers)
         self.num_weights = sum(math.prod(layer.shape) for layer in layers.values())
@@ -306,6 +311,25 @@ class Topology:
                 )
             if id(site.parameter) in held:
                 site.swap_in(optimizer, self.method.hidden_pull(step))
+
+    def to_roots(self, optimizer: Optimizer, has_closure: bool) -> Held:
+        """Right before a step: roots in the place of weights, under powerpropagation.
+
+        Raises:
+            RuntimeError: the step is given a closure, which would compute with them.
+        """
+        if self.power == 1:
+            return []
+        if has_closure:
+            raise RuntimeError(
+                f"powerpropagation (power={self.power:g}) puts roots in the place of weights during the step: a closure "
+                "would compute with them; use an optimizer that needs none"
+            )
+        return to_roots(self.sites.values(), optimizer, self.power)
+
+    def from_roots(self, held: Held) -> None:
+        """Right after it: the weights again."""
+        from_roots(held, self.power)
 
     def before_step(self, optimizer: Optimizer) -> dict[str, Tensor]:
         """What ``after_step`` must know of weights before a step that is about to be made."""

@@ -49,6 +49,7 @@ class ACDC(Prune):
     name: ClassVar[str] = "acdc"
     paper: ClassVar[str] = "Peste et al. 2021"
     summary: ClassVar[str] = "train dense and sparse in turn"
+    grows: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()

@@ -59,6 +59,7 @@ class Method:
     passes: ClassVar[tuple[str, ...]] = ()  # arguments of attach() for passes of its own: what begin() needs
     ranks: ClassVar[bool] = False  # whether distribution="global" means something here
     moves_across_layers: ClassVar[bool] = False  # layers do not keep the counts of the first masks
+    grows: ClassVar[bool] = False  # weights that were inactive come to live
     hides: ClassVar[bool] = False  # inactive weights keep a value, out of the model's sight
     needs_step_gradient: ClassVar[bool] = False  # decides on a gradient of unmoved weights, before the step
     grown_value: ClassVar[str] = "zero"  # a hyper-parameter of methods that grow, as are the next two

@@ -49,6 +49,7 @@ class DeepR(RandomStart):
     name: ClassVar[str] = "deepr"
     paper: ClassVar[str] = "Bellec et al. 2018"
     summary: ClassVar[str] = "drop what changes its sign, grow anywhere at random"
+    grows: ClassVar[bool] = True
     moves_across_layers: ClassVar[bool] = True
 
     def __post_init__(self):

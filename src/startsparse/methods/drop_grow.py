@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..criteria import magnitude
 from ..distributions import whole
+from ..masks import is_among
 from ..schedules import FRACTIONS, Window, as_step, drop_fraction
 from ..selection import top_k
 from .base import Change, Changes, Views
@@ -55,6 +56,7 @@ class DropGrow(RandomStart):
     grown_state: str = "reset"
     skip_step_on_update: bool = False
 
+    grows: ClassVar[bool] = True
     grows_by_gradient: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -136,8 +138,8 @@ class DropGrow(RandomStart):
 
 def moved(dropped: Tensor, grown: Tensor) -> Change:
     """The change of a layer that drops and grows these positions: one that is in both keeps its value and state."""
-    again = torch.isin(dropped, grown, assume_unique=True)
-    kept = grown[~torch.isin(grown, dropped, assume_unique=True)]
+    kept = grown[~is_among(grown, dropped)]
+    again = is_among(dropped, grown)
     return Change(dropped[~again], kept, returned=len(grown) - len(kept))
 
 

@@ -58,6 +58,7 @@ class GraNet(RandomStart):
     name: ClassVar[str] = "granet"
     paper: ClassVar[str] = "Liu et al. 2021"
     summary: ClassVar[str] = "prune over all layers along a cubic curve, regenerate by gradient"
+    grows: ClassVar[bool] = True
     moves_across_layers: ClassVar[bool] = True
 
     def __post_init__(self):
