@@ -38,6 +38,8 @@ class Net(nn.Module):
         return self.fc(self.drop(self.up(x)).flatten(1))
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:rst. weights outside the ticket")
+
 EXAMPLE = torch.zeros(3, 4, 8, 8)
 SIZES = {"conv.weight": 8 * 2 * 9, "up.weight": 8 * 3 * 4, "fc.weight": 1500}
 POSITIONS = {"conv.weight": 16, "up.weight": 16, "fc.weight": 1}
@@ -91,7 +93,7 @@ def compare(method, source, build=perceptron, shape=(8, 30)):
 def test_a_plan_is_what_happens(name, source):
     method = methods.make(name, density=0.2, **quick(name))
     plan, rows, start = compare(method, SOURCES[source])
-    if name not in ("grasp", "magnitude", "synflow"):  # which are done before the first step
+    if not method.due(-1, TOTAL_STEPS):  # others change before the first step
         assert plan.num_start == sum(start.values())
         assert {row.name: row.num_start for row in rows.values()} == start
 
@@ -121,7 +123,8 @@ def test_a_plan_counts_what_a_draw_and_a_repair_give(name, draw, flow):
             assert plan.num_start > round(0.05 * plan.num_weights)
 
 
-@pytest.mark.parametrize("name", methods.names("attach"))
+# srigl refuses the transposed convolution, by name
+@pytest.mark.parametrize("name", [name for name in methods.names("attach") if name != "srigl"])
 def test_a_plan_of_convolutions(name):
     method = methods.make(name, density=0.25, distribution="erk", **quick(name))
     plan, rows, _ = compare(method, None, Net, (4, 4, 8, 8))

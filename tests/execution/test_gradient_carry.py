@@ -113,3 +113,19 @@ def test_a_step_that_was_skipped_is_not_in_the_window():
 def test_nothing_is_kept_outside_a_window():
     sparse, _, _ = run("masked", 5)
     assert all("gradient" not in held for held in sparse.state_dict()["memory"].values())
+
+
+def test_half_precision_is_summed_in_single():
+    """256 + 1 is 256 in bfloat16: eight steps of a gradient of 1 after one of 256 must not vanish."""
+    weight = torch.nn.Linear(2, 1, bias=False, dtype=torch.bfloat16)
+    optimizer = torch.optim.SGD(weight.parameters(), lr=0.0)
+    method = Windowed(0.5, "uniform", update_interval=9, update_begin=8, update_end=100, window_steps=9)
+    SEEN.clear()
+    _ = ss.attach(weight, optimizer, method, total_steps=20)
+    for step in range(10):
+        scale = 256.0 if step == 1 else 1.0
+        (weight(torch.full((1, 2), scale, dtype=torch.bfloat16))).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    ((_, scores),) = SEEN[0].values()
+    assert scores.tolist() == [256.0 + 8.0]

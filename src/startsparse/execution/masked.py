@@ -201,7 +201,8 @@ class MaskedSite(Site):
 
     def keep_gradient(self) -> None:
         if self._dense_gradient is not None and self.gradient_is_finite():
-            self.memory[KEPT] = self._dense_gradient
+            half = self._dense_gradient.dtype in (torch.float16, torch.bfloat16)  # too coarse to sum in
+            self.memory[KEPT] = self._dense_gradient.float() if half else self._dense_gradient
 
     def forget_gradient(self) -> None:
         self._dense_gradient = self._weight_before_step = self._loaded = None
