@@ -108,6 +108,20 @@ def distance(a: Masks, b: Masks) -> float:
     return 1 - num_active(intersection(a, b)) / either if either else 0.0
 
 
+def is_among(positions: Tensor, others: Tensor) -> Tensor:
+    """Which positions are among others, both rising without repeats: bool of the positions' shape.
+
+    Example:
+        >>> is_among(torch.tensor([1, 4, 9]), torch.tensor([0, 4, 5]))
+        tensor([False,  True, False])
+    """
+    if positions.device.type != "cpu" or not len(others):
+        return torch.isin(positions, others, assume_unique=True)
+    ours, theirs = positions.numpy(), others.numpy()
+    place = np.searchsorted(theirs, ours)  # rising needles make it quick; torch's isin sorts
+    return torch.from_numpy(theirs[np.minimum(place, len(theirs) - 1)] == ours)
+
+
 def pack(mask: Tensor) -> Tensor:
     """One bit a position, row-major, first position in the highest bit; uint8, shape (ceil(numel / 8),).
 
