@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from startsparse.training.recipe import Recipe
+    from startsparse.training.stages import Stages
 
 EPILOG = """\
 examples:
@@ -36,10 +37,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train and print the final figures."""
-    from startsparse.training import dry, recipe, runs
+    from startsparse.training import dry, recipe, runs, stage_runs, stages
     from startsparse.training.seeds import parse_seeds
 
     seeds = None if arguments.seeds is None else parse_seeds(arguments.seeds)
+    if stages.has_stages(recipe.read(arguments.recipe)):
+        several = stages.load_all(arguments.recipe, arguments.overrides, seeds)
+        if arguments.dry_run:
+            print(several[0])
+            return 0
+        for chosen in several:
+            result = stage_runs.run(chosen, progress=not arguments.quiet)
+            _say(result, chosen, arguments.json)
+        return 0
     recipes = recipe.load_all(arguments.recipe, arguments.overrides, seeds)
     if arguments.dry_run:
         found = dry.check(recipes[0])
@@ -47,13 +57,15 @@ def run(arguments: argparse.Namespace) -> int:
         return 1 if found.missing else 0
     for chosen in recipes:
         result = runs.run(chosen, progress=not arguments.quiet)
-        print(
-            json.dumps(result | {"folder": str(chosen.folder)}) if arguments.json else _told(result, chosen)
-        )
+        _say(result, chosen, arguments.json)
     return 0
 
 
-def _told(result: dict[str, Any], chosen: Recipe) -> str:
+def _say(result: dict[str, Any], chosen: Recipe | Stages, as_json: bool) -> None:
+    print(json.dumps(result | {"folder": str(chosen.folder)}) if as_json else _told(result, chosen))
+
+
+def _told(result: dict[str, Any], chosen: Recipe | Stages) -> str:
     return (
         f"test accuracy {100 * result['test_accuracy']:.2f} %, {result['live_weights']:,} live weights "
         f"(sparsity {100 * (1 - result['density']):.2f} %), compact file {result['net_bytes']:,} bytes\n"

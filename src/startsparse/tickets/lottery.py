@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..costs import uses_per_sample
-from ..layers import find
+from ..layers import Layer, find
 from ..methods.iterative import IMP, EarlyBird
 from ..sources import DenseSource, Source, describe
 from .budget import Budget
@@ -81,6 +81,18 @@ def lottery(
     return Lottery(model, method, source or DenseSource(), layers, execution, example_input)
 
 
+def first_ticket(model: nn.Module, layers: Mapping[str, Layer], source: Source) -> Ticket:
+    """All of a source on a model's weights as they are."""
+    supports = {name: support.mask() for name, support in source.supports(layers).items()}
+    sources = {name: mask.view(layers[name].shape) for name, mask in supports.items() if mask is not None}
+    masks = {
+        name: sources[name].clone() if name in sources else torch.ones(layer.shape, dtype=torch.bool)
+        for name, layer in layers.items()
+    }
+    first = snapshot(model)
+    return Ticket(masks, first, first, sources)
+
+
 class Lottery:
     """The iterator that ``lottery`` returns.
 
@@ -102,16 +114,7 @@ class Lottery:
         self.model, self.method, self.source, self._execution = model, method, source, execution
         self._layers = find(model, layers)
         self._uses = None if example_input is None else uses_per_sample(model, self._layers, example_input)[0]
-        supports = {name: support.mask() for name, support in source.supports(self._layers).items()}
-        sources = {
-            name: mask.view(self._layers[name].shape) for name, mask in supports.items() if mask is not None
-        }
-        masks = {
-            name: sources[name].clone() if name in sources else torch.ones(layer.shape, dtype=torch.bool)
-            for name, layer in self._layers.items()
-        }
-        first = snapshot(model)
-        self.ticket = Ticket(masks, first, first, sources)
+        self.ticket = first_ticket(model, self._layers, source)
         self.counts = method.counts(self.ticket.num_weights, self.ticket.num_active)
         self.trained: list[Trained] = []
         self._rewound: dict[str, Tensor] | None = None

@@ -1,0 +1,302 @@
+"""A recipe of several stages: train, prune, rewind and so on, one after the other on one net. Described and checked here.
+
+Each stage's output is addressed by all that produced it, so a stage that is done is never done again, and recipes that
+begin alike share their beginning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from startsparse import methods
+from startsparse.layers import find
+from startsparse.names import nearest
+from startsparse.sources import DenseSource
+from startsparse.tables import table
+from startsparse.tickets.branches import BRANCHES
+from startsparse.tickets.lottery import first_ticket
+from startsparse.training import build, data, options, reading
+from startsparse.training import recipe as recipes
+from startsparse.training.recipe import Recipe, RecipeError
+
+TRAINING = {"train": None, "fine-tune": None, "transform": "attach", "search": "search"}
+KEYS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(TRAINING, ("method", "optimizer", "schedule", "train")),
+    "prune": ("density", "distribution", "criterion"),
+    "rewind": ("step",),
+    "branch": ("kind", "seed"),
+    "lottery": ("method", "optimizer", "schedule", "train"),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe.
+
+    Attributes:
+        kind: a key of ``KEYS``, but "lottery", which stands for several stages.
+        options: of a stage that does not train.
+        recipe: of one that does.
+        keep: optimizer steps whose weights a later stage rewinds to.
+        first: the step its schedule and the order of its data begin at.
+        address: of its output: a hash of all that produced it.
+    """
+
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None
+    keep: tuple[int, ...] = ()
+    first: int = 0
+    address: str = ""
+
+    def produces(self) -> dict[str, Any]:
+        """What of the stage decides its output, as plain data."""
+        trained = {} if self.recipe is None else {"recipe": self.recipe.identity()}
+        return {
+            "stage": self.kind,
+            "options": dict(self.options),
+            "keep": list(self.keep),
+            "first": self.first,
+        } | trained
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A recipe of several stages.
+
+    Attributes:
+        base: what all stages share.
+        stages: in order, each with its address.
+    """
+
+    base: Recipe
+    stages: tuple[Stage, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where the result lies: the recipe's name and the address of its last stage, inside ``out``."""
+        return Path(self.base.out) / f"{self.base.name}-{self.stages[-1].address}"
+
+    def output(self, stage: Stage) -> Path:
+        """Where a stage's output lies; recipes that begin alike share it."""
+        return Path(self.base.out) / "stages" / f"{stage.kind}-{stage.address}"
+
+    def __str__(self) -> str:
+        rows = [[s.kind, str(self.output(s)), json.dumps(dict(s.options))] for s in self.stages]
+        return f"{table(['stage', 'output', 'options'], rows)}\nresult in {self.folder}"
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value as plain data."""
+        return {
+            "base": self.base.resolved(),
+            "stages": [s.produces() | {"address": s.address} for s in self.stages],
+        }
+
+
+def has_stages(raw: Mapping[str, Any]) -> bool:
+    """Whether plain data describe several stages."""
+    return "stages" in raw
+
+
+def load_all(
+    path: str | Path, overrides: Sequence[str] = (), seeds: Sequence[int] | None = None
+) -> list[Stages]:
+    """The recipes of several stages of a YAML file, one for each of its ``seeds``; ``key=value`` overrides win."""
+    raw = reading.override(recipes.read(path), overrides)
+    return [parse(one) for one in recipes.each_seed(raw, seeds)]
+
+
+def parse(raw: dict[str, Any]) -> Stages:
+    """Check plain data and make stages of it.
+
+    Raises:
+        RecipeError: with one line per mistake, led by its path.
+
+    Example:
+        >>> found = parse({"data": {"name": "digits"}, "model": "lenet-300-100", "optimizer": {"name": "sgd", "lr": 0.1},
+        ...                "train": {"epochs": 2}, "stages": [{"stage": "train"}, {"stage": "prune", "density": 0.2},
+        ...                {"stage": "rewind", "step": 5}, {"stage": "train"}]})
+        >>> [(stage.kind, stage.keep, stage.first) for stage in found.stages]
+        [('train', (5,), 0), ('prune', (), 0), ('rewind', (), 0), ('train', (), 5)]
+    """
+    listed = raw.get("stages")
+    shared = {key: value for key, value in raw.items() if key != "stages"}
+    if shared.get("method") is not None:
+        raise RecipeError("method: with stages, each stage names its own")
+    inside = {key: shared.pop(key) for key in ("source", "layers") if key in shared}
+    base = recipes.parse(shared)
+    if not isinstance(listed, list) or not listed:
+        raise RecipeError(
+            "stages: a list of stages was expected, such as [{stage: train}, {stage: prune, density: 0.1}]"
+        )
+    wrong: list[str] = []
+    found: list[Stage] = []
+    for index, one in enumerate(listed):
+        try:
+            found += _stages(one, shared, inside, base)
+        except RecipeError as error:
+            wrong += [f"stages[{index}].{line}" for line in str(error).splitlines()]
+    if not wrong:
+        wrong = _order(found)
+    if wrong:
+        raise RecipeError("\n".join(wrong))
+    base = base.model_copy(update=_checked_place(inside, shared))
+    return Stages(base, _addressed(_rewound(found), base))
+
+
+def _checked_place(inside: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    """Source and layers, checked as those of a run with a method."""
+    if not inside:
+        return {}
+    whole = recipes.parse(shared | inside | {"method": {"name": "static", "density": 1e-3}})
+    return {key: getattr(whole, key) for key in inside}
+
+
+def _stages(one: Any, shared: dict[str, Any], inside: dict[str, Any], base: Recipe) -> list[Stage]:
+    if not isinstance(one, dict) or "stage" not in one:
+        raise RecipeError(f"stage: missing, a stage is a mapping such as {{stage: train}}, got {one!r}")
+    kind, given = one["stage"], {key: value for key, value in one.items() if key != "stage"}
+    if kind not in KEYS:
+        raise RecipeError(f"stage: unknown stage {kind!r}: {nearest(str(kind), list(KEYS))}")
+    for key in given:
+        if key not in KEYS[kind]:
+            raise RecipeError(f"{key}: {kind} has no such key: {nearest(key, KEYS[kind])}")
+    if kind == "lottery":
+        return _lottery(given, shared, inside, base)
+    if kind not in TRAINING:
+        return [Stage(kind, _plain(kind, given))]
+    chosen = _with(shared, given)
+    wanted = TRAINING[kind]
+    if wanted and chosen.method is None:
+        raise RecipeError(f"method: {kind} needs one of {', '.join(methods.names(wanted))}")
+    if chosen.method is not None:
+        has = methods.get(chosen.method.name).kind
+        if has != (wanted or "attach"):
+            raise RecipeError(
+                f"method: {chosen.method.name} is a {has} method, {kind} takes one of kind {wanted or 'attach'}"
+            )
+    return [Stage(kind, recipe=chosen)]
+
+
+def _with(shared: dict[str, Any], given: dict[str, Any]) -> Recipe:
+    """The recipe of a stage: what it says over what all share."""
+    train = dict(shared.get("train") or {})
+    mine = dict(given.get("train") or {})
+    if {"epochs", "steps"} & mine.keys():
+        train = {key: value for key, value in train.items() if key not in ("epochs", "steps")}
+    return recipes.parse(shared | given | {"train": train | mine})
+
+
+def _plain(kind: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a stage that does not train, with their defaults."""
+    if kind == "prune":
+        if "density" not in given:
+            raise RecipeError("density: prune needs it")
+        problems = options.problems("method", "imp", given | {"levels": 1})
+        if problems:
+            raise RecipeError("\n".join(line.removeprefix("method.") for line in problems))
+        if given.get("criterion", "magnitude") != "magnitude":
+            raise RecipeError("criterion: between stages only weights are kept: 'magnitude' alone")
+        return {"density": given["density"], "distribution": given.get("distribution", "global")}
+    if kind == "rewind":
+        step = given.get("step", 0)
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise RecipeError(f"step: rewind goes to an optimizer step, an int >= 0, got {step!r}")
+        return {"step": step}
+    if given.get("kind") not in BRANCHES:
+        raise RecipeError(
+            f"kind: unknown branch {given.get('kind')!r}: {nearest(str(given.get('kind')), list(BRANCHES))}"
+        )
+    return {"kind": given["kind"], "seed": given.get("seed", 0)}
+
+
+def _lottery(
+    given: dict[str, Any], shared: dict[str, Any], inside: dict[str, Any], base: Recipe
+) -> list[Stage]:
+    """All levels of a lottery, each as its stages."""
+    chosen = _with(shared, given)
+    if chosen.method is None or methods.get(chosen.method.name).kind != "lottery":
+        raise RecipeError(f"method: lottery needs one of {', '.join(methods.names('lottery'))}")
+    method = methods.make(**chosen.resolved()["method"])
+    if method.criterion != "magnitude":
+        raise RecipeError("method.criterion: between stages only weights are kept: 'magnitude' alone")
+    bare = chosen.model_copy(update={"method": None})
+    place = base.model_copy(update=_checked_place(inside, shared))
+    try:
+        ticket = first_of(place)
+        counts = method.counts(ticket.num_weights, ticket.num_active)
+    except ValueError as error:
+        raise RecipeError(f"method: {error}") from error
+    stages = [Stage("train", recipe=bare)]
+    for count in counts[1:]:
+        density = count / ticket.num_weights
+        stages.append(Stage("prune", {"density": density, "distribution": method.distribution}))
+        stages += [Stage("rewind", {"step": method.rewind_step})] if method.rewind == "weights" else []
+        stages.append(Stage("train", recipe=bare))
+    return stages
+
+
+def first_of(base: Recipe) -> Any:
+    """The ticket all stages begin with: all of the source, on the initial weights."""
+    model = build.model_of(base)
+    resolved = base.resolved()
+    source = None if resolved["source"] is None else build.ss.sources.make(**resolved["source"])
+    return first_ticket(model, find(model, base.layers), source or DenseSource())
+
+
+def _order(stages: list[Stage]) -> list[str]:
+    """What is wrong with the stages' order."""
+    if stages[-1].recipe is None:
+        return [f"stages: the last one must train, it is {stages[-1].kind!r}"]
+    wrong, trained = [], None
+    for stage in stages:
+        if stage.recipe is not None and trained is None:
+            trained = stage
+        if stage.kind == "rewind" and stage.options["step"]:
+            total = None if trained is None else steps_of(trained)
+            if total is None or stage.options["step"] > total:
+                have = "no stage has trained yet" if total is None else f"the first one trains {total} steps"
+                wrong.append(f"stages: rewind to step {stage.options['step']}, but {have}")
+    return wrong
+
+
+def steps_of(stage: Stage) -> int:
+    """Optimizer steps of a stage that trains, counted from the begin of its schedule."""
+    assert stage.recipe is not None
+    entry, chosen = stage.recipe.data.entry(), stage.recipe.data
+    return build.total_steps(
+        stage.recipe, entry.examples - data.num_held_out(entry.examples, chosen.validation)
+    )
+
+
+def _rewound(stages: list[Stage]) -> list[Stage]:
+    """The first training keeps the weights that are rewound to; what follows a rewinding begins at its step."""
+    keep = tuple(sorted({s.options["step"] for s in stages if s.kind == "rewind"} - {0}))
+    out, first, trained = [], 0, False
+    for stage in stages:
+        if stage.kind == "rewind":
+            first = stage.options["step"]
+        if stage.kind == "branch" and stage.options["kind"] in ("reinit", "random"):
+            first = 0
+        if stage.recipe is None:
+            out.append(stage)
+            continue
+        out.append(Stage(stage.kind, recipe=stage.recipe, keep=() if trained else keep, first=first))
+        first, trained = 0, True
+    return out
+
+
+def _addressed(stages: list[Stage], base: Recipe) -> tuple[Stage, ...]:
+    """Each stage with the hash of itself and all before it."""
+    history: list[Any] = [base.identity()]
+    out = []
+    for stage in stages:
+        history.append(stage.produces())
+        digest = hashlib.sha256(json.dumps(history, sort_keys=True).encode()).hexdigest()[:12]
+        out.append(Stage(stage.kind, stage.options, stage.recipe, stage.keep, stage.first, digest))
+    return tuple(out)

@@ -1,0 +1,259 @@
+"""Stages: what they make of a ticket, that nothing is done twice, that what was killed goes on, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import startsparse as ss
+from startsparse.cli.main import main
+from startsparse.tickets.ticket import Ticket
+from startsparse.training import loop, runs, stage_runs, stages
+from startsparse.training.files import load_tree
+from startsparse.training.folder import FolderError
+from startsparse.training.recipe import RecipeError
+
+BASE = {
+    "data": {"name": "digits", "batch_size": 32},
+    "model": {"name": "mlp", "widths": [16, 12]},
+    "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
+    "train": {"steps": 12, "log_every": 4, "checkpoint_every": 3},
+}
+LOTTERY = [
+    {"stage": "train"},
+    {"stage": "prune", "density": 0.3},
+    {"stage": "rewind", "step": 4},
+    {"stage": "train"},
+]
+
+
+def described(tmp_path, listed, **more):
+    return stages.parse(BASE | more | {"out": str(tmp_path), "stages": listed})
+
+
+def run(tmp_path, listed, **more):
+    found = described(tmp_path, listed, **more)
+    return found, stage_runs.run(found, progress=False)
+
+
+def ticket_of(found, index) -> Ticket:
+    state = load_tree(found.output(found.stages[index]) / stage_runs.OUTPUT)
+    return Ticket.of(state["ticket"])
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """How many optimizer steps are made."""
+    made = []
+    real = loop.steps
+
+    def steps(job):
+        for ended in real(job):
+            made.append(job.position.step)
+            yield ended
+
+    monkeypatch.setattr(loop, "steps", steps)
+    return made
+
+
+def test_each_stage_makes_of_the_ticket_what_it_says(tmp_path):
+    found, result = run(tmp_path, LOTTERY)
+    first, pruned, rewound, last = (ticket_of(found, index) for index in range(4))
+    total = 64 * 16 + 16 * 12 + 12 * 10
+    assert (first.num_active, pruned.num_active, last.num_active) == (
+        total,
+        round(0.3 * total),
+        round(0.3 * total),
+    )
+    kept = load_tree(found.output(found.stages[0]) / "step-4")
+    assert all(torch.equal(rewound.weights[name], kept[name]) for name in kept)
+    assert all(torch.equal(pruned.weights[name], first.weights[name]) for name in kept)
+    magnitudes = torch.cat([first.weights[n].abs()[m] for n, m in pruned.masks.items()])
+    gone = torch.cat([first.weights[n].abs()[~m] for n, m in pruned.masks.items()])
+    assert magnitudes.min() >= gone.max()
+    assert all(not bool(last.weights[n][~m].any()) for n, m in last.masks.items())
+    assert result["costs"]["dense_samples"] == 12 * 32 and result["costs"]["sparse_samples"] == 8 * 32
+    assert result["costs"]["flops"] == 32 * 6 * (12 * total + 8 * round(0.3 * total))
+    assert 0 < result["test_accuracy"] < 1 and result["live_weights"] == round(0.3 * total)
+
+
+def test_the_same_as_the_iterator(tmp_path):
+    method = {"name": "imp", "density": 0.2, "levels": 2, "rewind_step": 3}
+    found, result = run(
+        tmp_path, [{"stage": "lottery", "method": method}], source={"name": "random", "density": 0.6}
+    )
+    assert [s.kind for s in found.stages] == ["train", "prune", "rewind", "train", "prune", "rewind", "train"]
+    from startsparse.training import build
+
+    recipe = found.stages[0].recipe
+    bench = build.bench_of(recipe)
+    model = bench.job.model
+    source = ss.RandomSource(0.6, seed=0)
+    levels = ss.lottery(model, ss.IMP(0.2, levels=2, rewind_step=3), source=source)
+    for level in levels:
+        again = build.bench_of(recipe)
+        job = loop.Job(
+            level.model,
+            build.optimizer_of(recipe, level.model),
+            again.job.rate,
+            again.dataset,
+            again.job.batches,
+            again.job.settings,
+        )
+        job.rate.optimizer, job.position = job.optimizer, loop.Position(level.start_step, 0, level.start_step)
+        for _ in loop.steps(job):
+            pass
+    final = ticket_of(found, -1)
+    assert all(torch.equal(final.masks[n], m) for n, m in levels.ticket.masks.items())
+    state = model.state_dict()
+    assert all(torch.equal(final.weights[n], state[n]) for n in final.weights)
+    assert result["costs"]["dense_samples"] == 0
+
+
+def test_what_is_done_is_not_done_again_and_beginnings_are_shared(tmp_path, trained):
+    _, first = run(tmp_path, LOTTERY)
+    assert len(trained) == 12 + 8
+    _, again = run(tmp_path, LOTTERY)
+    assert len(trained) == 20 and again == first
+    found, _ = run(tmp_path, [*LOTTERY[:3], {"stage": "branch", "kind": "reinit"}, LOTTERY[3]])
+    assert len(trained) == 20 + 12, "only what follows the branch is new"
+    assert found.stages[-1].first == 0
+    _ = run(tmp_path, [LOTTERY[0], {"stage": "prune", "density": 0.2}, *LOTTERY[2:]])
+    assert len(trained) == 32 + 8
+    _ = run(tmp_path, LOTTERY, seed=1)
+    assert len(trained) == 40 + 20, "another seed is another run"
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 3, 5, 6, 7])
+def test_a_killed_run_ends_in_the_same_bits(tmp_path, monkeypatch, at):
+    listed = [
+        {
+            "stage": "transform",
+            "method": {"name": "rst", "density": 0.2, "ramp_steps": 5, "stabilise_steps": 3, "bound": 30.0},
+        },
+        {"stage": "fine-tune", "optimizer": {"name": "adamw", "lr": 0.01}},
+    ]
+    whole, result = run(tmp_path / "whole", listed)
+    real, calls = runs.checkpoint.save, []
+
+    def save(*arguments):
+        real(*arguments)
+        calls.append(1)
+        if len(calls) == at:
+            raise Killed
+
+    monkeypatch.setattr(runs.checkpoint, "save", save)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", listed)
+    monkeypatch.setattr(runs.checkpoint, "save", real)
+    killed, again = run(tmp_path / "killed", listed)
+    for index in range(2):
+        a, b = ticket_of(whole, index), ticket_of(killed, index)
+        assert all(torch.equal(a.masks[n], b.masks[n]) for n in a.masks)
+        assert all(torch.equal(a.weights[n], b.weights[n]) for n in a.weights)
+    timed = {"environment", "costs"}
+    assert {k: v for k, v in result.items() if k not in timed} == {
+        k: v for k, v in again.items() if k not in timed
+    }
+
+
+def test_a_search_leaves_weights_as_they_are(tmp_path):
+    listed = [
+        {"stage": "train"},
+        {"stage": "search", "method": {"name": "jackpot", "density": 0.3}, "train": {"steps": 6}},
+        {"stage": "fine-tune", "train": {"steps": 3}},
+    ]
+    found, _ = run(tmp_path, listed)
+    before, searched, after = (ticket_of(found, index) for index in range(3))
+    for name, mask in searched.masks.items():
+        assert torch.equal(searched.weights[name][mask], before.weights[name][mask])
+    assert searched.num_active < before.num_active
+    assert all(torch.equal(after.masks[n], m) for n, m in searched.masks.items())
+    assert not all(torch.equal(after.weights[n], w) for n, w in searched.weights.items())
+
+
+def test_sparse_execution_of_the_sparse_stages(tmp_path):
+    found, _ = run(tmp_path, [*LOTTERY[:3], {"stage": "train", "train": {"execution": "sparse"}}])
+    masked, _ = run(tmp_path, LOTTERY)
+    a, b = ticket_of(found, -1), ticket_of(masked, -1)
+    assert found.stages[0].address == masked.stages[0].address
+    assert all(torch.allclose(a.weights[n], b.weights[n], atol=1e-5) for n in a.weights)
+
+
+def test_another_recipe_in_the_folder_is_named_and_nothing_overwritten(tmp_path):
+    found, _ = run(tmp_path, LOTTERY)
+    file = found.folder / "stages.json"
+    file.write_text(file.read_text().replace('"density": 0.3', '"density": 0.25'))
+    before = file.read_text()
+    with pytest.raises(FolderError, match=r"options\.density: 0\.25 in the folder, 0\.3 now"):
+        run(tmp_path, LOTTERY)
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("listed", "more", "says"),
+    [
+        ([], {}, "stages: a list of stages was expected"),
+        ([{"stage": "trian"}], {}, r"stages\[0\]\.stage: unknown stage 'trian'.*did you mean 'train'"),
+        ([{"train": {}}], {}, r"stages\[0\]\.stage: missing"),
+        ([{"stage": "train", "densty": 1}], {}, r"stages\[0\]\.densty: train has no such key"),
+        ([{"stage": "prune"}], {}, r"stages\[0\]\.density: prune needs it"),
+        ([{"stage": "prune", "density": 2}], {}, r"stages\[0\]\.density: .*must be in \(0, 1\]"),
+        ([{"stage": "rewind", "step": -1}], {}, r"stages\[0\]\.step: rewind goes to an optimizer step"),
+        ([{"stage": "branch", "kind": "reset"}], {}, r"stages\[0\]\.kind: unknown branch 'reset'"),
+        ([{"stage": "transform"}], {}, r"stages\[0\]\.method: transform needs one of"),
+        (
+            [{"stage": "search", "method": {"name": "rigl", "density": 0.1}}],
+            {},
+            "rigl is a attach method, search takes",
+        ),
+        ([{"stage": "train", "method": {"name": "rigl", "density": 3}}], {}, r"stages\[0\]\.method\.density"),
+        (
+            [{"stage": "train"}, {"stage": "prune", "density": 0.5}],
+            {},
+            "the last one must train, it is 'prune'",
+        ),
+        (
+            [{"stage": "train"}, {"stage": "rewind", "step": 99}, {"stage": "train"}],
+            {},
+            "to step 99, but the first one trains 12 steps",
+        ),
+        ([{"stage": "rewind", "step": 1}, {"stage": "train"}], {}, "no stage has trained yet"),
+        ([{"stage": "train"}], {"method": "rigl"}, "each stage names its own"),
+        (
+            [{"stage": "lottery", "method": {"name": "imp", "density": 0.05, "prune_fraction": 0.2}}],
+            {},
+            "jump over density",
+        ),
+        ([{"stage": "lottery", "method": {"name": "set", "density": 0.05}}], {}, "lottery needs one of"),
+    ],
+)
+def test_mistakes_are_named_before_anything_starts(tmp_path, listed, more, says):
+    with pytest.raises(RecipeError, match=says):
+        described(tmp_path, listed, **more)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pruning_to_more_than_lives_is_named(tmp_path):
+    listed = [{"stage": "train"}, {"stage": "prune", "density": 0.5}, {"stage": "train"}]
+    with pytest.raises(
+        ValueError, match=r"prune to density 0\.5: 668 weights are asked for, but only 401 live"
+    ):
+        run(tmp_path, listed, source={"name": "random", "density": 0.3})
+
+
+def test_the_command_runs_stages(tmp_path, capsys):
+    file = tmp_path / "lottery.yaml"
+    file.write_text(json.dumps(BASE | {"stages": LOTTERY}))
+    arguments = ["train", str(file), f"out={tmp_path / 'runs'}", "--quiet"]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "prune" in capsys.readouterr().out and not (tmp_path / "runs").exists()
+    assert main([*arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["live_weights"] == 401 and (tmp_path / "runs" / printed["stages"][0] / "output").exists()
