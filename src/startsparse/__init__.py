@@ -24,6 +24,7 @@ from .methods import RST as RST
 from .methods import SET as SET
 from .methods import SNFS as SNFS
 from .methods import SNIP as SNIP
+from .methods import STR as STR
 from .methods import Biprop as Biprop
 from .methods import ContinuousSparsification as ContinuousSparsification
 from .methods import DeepR as DeepR
@@ -44,6 +45,7 @@ from .methods import Piggyback as Piggyback
 from .methods import ProbMask as ProbMask
 from .methods import RigL as RigL
 from .methods import SoftGMP as SoftGMP
+from .methods import STR as STR
 from .methods import SRigL as SRigL
 from .methods import Static as Static
 from .methods import Supermask as Supermask

@@ -20,7 +20,7 @@ from .execution.optimizers import forget_directions
 from .execution.power import Held, from_roots, to_roots
 from .execution.power import check as check_power
 from .execution.pull import add_to_gradients, by_gradient, shrink, warn_of_weakness
-from .execution.shadow import ShadowSite
+from .execution.shadow import ShadowSite, ThresholdSite
 from .execution.sparse import SparseSite
 from .execution.young import YOUNG, after_step, before_step, born
 from .execution.young import check as check_young
@@ -227,6 +227,9 @@ class Topology:
                     born(self.sites[name], change)
                 self.num_moved += len(change.dropped)
                 self.drawn.pop(name, None)
+        if self.method.hides:
+            for site in self.sites.values():
+                site.settle()
         forget_directions(self._optimizers)
         if self.method.begins_anew(step, self.total_steps):
             for optimizer in self._optimizers:
@@ -304,10 +307,10 @@ class Topology:
             return
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for site in self.sites.values():
-            if has_closure and len(site.memory.get(REACHED, ())):
+            if has_closure and (self.method.shrinks or len(site.memory.get(REACHED, ()))):
                 raise RuntimeError(
-                    f"{self.method.name} trains values behind zeros, which are in place during the step: a closure "
-                    "would compute with them; use an optimizer that needs none"
+                    f"{self.method.name} trains values behind zeros or thresholds, which are in place during the step: a "
+                    "closure would compute with them; use an optimizer that needs none"
                 )
             if id(site.parameter) in held:
                 site.swap_in(optimizer, self.method.hidden_pull(step))
@@ -376,4 +379,5 @@ def first_site(layer: Layer, support: Support, method: Method) -> FirstSite:
     """What holds a layer's weights until training begins."""
     if layer.parameter.is_meta:
         return MetaSite(layer, support.positions)
-    return (ShadowSite if method.hides else MaskedSite)(layer, support.mask())
+    kind = ThresholdSite if method.shrinks else ShadowSite if method.hides else MaskedSite
+    return kind(layer, support.mask())

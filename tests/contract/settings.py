@@ -40,6 +40,10 @@ class Setting:
 
 
 SETTINGS: dict[str, Setting] = {
+    "str": Setting(
+        {"update_interval": 2, "update_begin": 1, "update_end": 8},
+        changes=None,
+    ),
     "cht": Setting({"update_interval": 2, "drop_fraction": 0.5, "update_end": 8}, True, (2, 4, 6)),
     "deepr": Setting({"update_end": 8}, True, None),
     "dst_ee": Setting({"update_interval": 2, "drop_schedule": "constant", "update_end": 8}, True, (2, 4, 6)),

@@ -135,9 +135,10 @@ COMBINATIONS = list(itertools.product(METHODS, SOURCES, OPTIMIZERS))
 @pytest.mark.parametrize(("method", "source", "optimizer"), COMBINATIONS)
 def test_every_step(method, source, optimizer):
     trial = Trial(method, source, optimizer)
-    if trial.stepping.closure and any("reached" in site.memory for site in trial.sparse._sites.values()):
+    behind = any("reached" in site.memory for site in trial.sparse._sites.values())
+    if trial.stepping.closure and (behind or trial.sparse.method.shrinks):
         with pytest.raises(RuntimeError, match="closure"):
-            _ = next(iter(trial))
+            _ = list(trial)
         return
     sparse, parameters = trial.sparse, dict(trial.model.named_parameters())
     assert list(sparse.masks) == ["0.weight", "3.weight"]
@@ -167,6 +168,8 @@ def test_every_step(method, source, optimizer):
                 after[name] & ~before[name],
                 before[name] & ~after[name],
             )
+            if sparse.method.shrinks:
+                continue  # the model sees less than the optimizer
             kept &= tickets[name]  # what is outside a ticket may be pulled to zero
             assert not comparable or torch.equal(parameter[kept], shadow[name][kept]), name
             if sparse.method.hides:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..methods import Change, Method
-from ..methods.hidden import HIDDEN, REACHED
+from ..methods.hidden import HIDDEN, LOGIT, REACHED, THRESHOLD
 from .masked import MaskedSite
 
 
@@ -37,6 +37,10 @@ class ShadowSite(MaskedSite):
         """Inactive positions that are trained, or None."""
         reached = self.memory.get(REACHED)
         return None if reached is None or not len(reached) else reached.to(self.parameter.device)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """After a change: what the model sees of live weights. Here all of them."""
 
     @torch.no_grad()
     def swap_in(self, optimizer: Optimizer, pull: float) -> None:
@@ -80,3 +84,35 @@ class ShadowSite(MaskedSite):
         flat[grown] = coming
         self._hidden[grown] = 0
         self._hidden[dropped] = leaving
+
+
+class ThresholdSite(ShadowSite):
+    """A layer whose live weights are shrunk by a threshold that is learnt.
+
+    The model sees weights of which the threshold is taken off; the optimizer, and the method, see them without.
+    """
+
+    @torch.no_grad()
+    def swap_in(self, optimizer: Optimizer, pull: float) -> None:
+        """Before a step: the weights unshrunk; the threshold makes a step of its own, at ``pull`` times their rate."""
+        threshold = self.memory.get(THRESHOLD)
+        if threshold is None:
+            return
+        weight, gradient = self.parameter.detach(), self.parameter.grad
+        signs, logit = weight.sign(), self.memory[LOGIT]
+        if pull and gradient is not None:
+            scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer holds scaled gradients
+            rate = next(
+                g["lr"] for g in optimizer.param_groups if any(p is self.parameter for p in g["params"])
+            )
+            slope = -(gradient * signs).sum().double() / (1.0 if scale is None else float(scale))
+            slope = slope * threshold.double() * (1 - torch.sigmoid(logit))
+            self.memory[LOGIT] = logit - float(rate) * pull * slope.to(logit.device)
+        weight += signs * threshold.to(weight)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        threshold = self.memory.get(THRESHOLD)
+        if threshold is not None:
+            weight = self.parameter.detach()
+            weight.copy_(weight.sign() * (weight.abs() - threshold.to(weight)).clamp_min(0))

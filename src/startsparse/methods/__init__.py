@@ -45,8 +45,10 @@ from .soft_masks import ContinuousSparsification as ContinuousSparsification
 from .soft_masks import ProbMask as ProbMask
 from .srigl import SRigL as SRigL
 from .static import Static as Static
+from .str_ import STR as STR
 from .supermask import Piggyback as Piggyback
 from .supermask import Supermask as Supermask
+from .str_ import STR as STR
 from .topkast import TopKAST as TopKAST
 from .view import Change as Change
 from .view import DenseView as DenseView
@@ -70,6 +72,7 @@ REGISTRY: dict[str, type[Any]] = {
         SRigL,
         TopKAST,
         SoftGMP,
+        STR,
         GSE,
         DSTEE,
         DeepR,

@@ -61,6 +61,7 @@ class Method:
     moves_across_layers: ClassVar[bool] = False  # layers do not keep the counts of the first masks
     grows: ClassVar[bool] = False  # weights that were inactive come to live
     hides: ClassVar[bool] = False  # inactive weights keep a value, out of the model's sight
+    shrinks: ClassVar[bool] = False  # live weights are shrunk by a threshold that is learnt
     needs_step_gradient: ClassVar[bool] = False  # decides on a gradient of unmoved weights, before the step
     grown_value: ClassVar[str] = "zero"  # a hyper-parameter of methods that grow, as are the next two
     grown_state: ClassVar[str] = "reset"

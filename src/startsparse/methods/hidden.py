@@ -12,6 +12,8 @@ from .view import LayerView
 
 HIDDEN = "hidden"  # the memory that holds the values of inactive positions
 REACHED = "reached"  # the memory that holds the inactive positions that are trained
+LOGIT = "logit"  # the memory of a learnt threshold: what it is a sigmoid of, a scalar
+THRESHOLD = "threshold"  # by how much the live weights are shrunk, a scalar
 WHY_MASKED = "it keeps values behind zeros, which truly sparse execution does not hold"
 
 
