@@ -45,7 +45,6 @@ from .methods import Piggyback as Piggyback
 from .methods import ProbMask as ProbMask
 from .methods import RigL as RigL
 from .methods import SoftGMP as SoftGMP
-from .methods import STR as STR
 from .methods import SRigL as SRigL
 from .methods import Static as Static
 from .methods import Supermask as Supermask

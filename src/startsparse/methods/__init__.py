@@ -48,7 +48,6 @@ from .static import Static as Static
 from .str_ import STR as STR
 from .supermask import Piggyback as Piggyback
 from .supermask import Supermask as Supermask
-from .str_ import STR as STR
 from .topkast import TopKAST as TopKAST
 from .view import Change as Change
 from .view import DenseView as DenseView
