@@ -144,15 +144,20 @@ def renew(key: Tensor, mask: Tensor, name: str) -> Tensor:
         >>> renew(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([True, True, False]), "w")
         tensor([ True, False,  True])
     """
-    lowest = torch.where(mask, key, math.inf).amin()
-    highest = torch.where(mask, -math.inf, key).amax()
+    flat, kept = key.reshape(-1), mask.reshape(-1).nonzero().squeeze(1)
+    if len(kept) in (0, flat.numel()):
+        return top_k(key, len(kept), prefer=mask, what=name)
+    active = flat[kept]
+    others = flat.clone().index_fill_(0, kept, -math.inf)
+    lowest, highest = active.amin(), others.amax()
     if bool(lowest >= highest):
         return mask
     if bool(lowest.isnan() | highest.isnan()):
-        return top_k(key, int(mask.sum()), prefer=mask, what=name)  # says what is wrong
-    contested = torch.where(mask, key < highest, key > lowest).reshape(-1).nonzero().squeeze(1)
-    prefer = mask.reshape(-1)[contested]
-    best = top_k(key.reshape(-1)[contested], int(prefer.sum()), prefer=prefer, what=name)
+        return top_k(key, len(kept), prefer=mask, what=name)  # says what is wrong
+    losing, arriving = kept[active < highest], (others > lowest).nonzero().squeeze(1)
+    contested = torch.cat([losing, arriving])
+    prefer = torch.arange(len(contested), device=key.device) < len(losing)
+    best = top_k(flat[contested], len(losing), prefer=prefer, what=name)
     after = mask.clone()
     after.view(-1)[contested] = best
     return after
