@@ -2,6 +2,7 @@
 
 python benchmarks/claims NAME [NAME ...] [--workers N] [--limit K] [--only-judge]
 python benchmarks/claims list
+python benchmarks/claims page     # writes docs/evidence.md
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import environment
 from claim import Claim, load, names
+from page import page
 from records import Busy, RecordsError, append, lock, replace
 
 HERE = Path(__file__).resolve().parent
@@ -29,7 +31,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 def main(argv: list[str] | None = None) -> int:
     """Run or list; returns 1 if anything could not be run or judged. A claim that fails its bar is a result."""
     parser = argparse.ArgumentParser(prog="claims", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="+", metavar="NAME", help="claims, or: list, all")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="claims, or: list, page, all")
     parser.add_argument("--workers", type=int, default=1, help="runs at once (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="at most so many new runs of each claim")
     parser.add_argument("--only-judge", action="store_true", help="judge the records there are")
@@ -37,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.names == ["list"]:
         show(given.root)
+        return 0
+    if given.names == ["page"]:
+        replace(environment.REPOSITORY / "docs" / "evidence.md", page(given.root))
         return 0
     wanted = names(given.root) if given.names == ["all"] else given.names
     well = [work(name, given) for name in wanted]  # all of them, also after one that failed

@@ -35,7 +35,7 @@ def modules(monkeypatch):
 
     yield claim, records
     for name in set(sys.modules) - before:
-        if name in ("claim", "records", "environment", "common") or name.startswith("claim_"):
+        if name in ("claim", "records", "environment", "common", "page") or name.startswith("claim_"):
             del sys.modules[name]
 
 
@@ -125,3 +125,9 @@ def test_every_claim_can_be_loaded(modules):
         assert json.loads(json.dumps(loaded.runs)) == loaded.runs
         if not loaded.missing() and (loaded.folder / "verdict.md").exists():
             assert loaded.verdicts(), f"{name} has a verdict that says nothing"
+
+
+def test_the_page_of_evidence_says_what_the_verdicts_say(modules):
+    from page import page
+
+    assert (CLAIMS.parents[1] / "docs" / "evidence.md").read_text() == page(CLAIMS)
