@@ -43,7 +43,7 @@ class STR(GMP):
 
     Example:
         >>> STR(density=0.1, update_begin=0, update_end=100).target(50, 1000, 1000, None)
-        212
+        209
     """
 
     distribution: Distribution = GLOBAL
