@@ -41,6 +41,17 @@ def test_str_by_hand(logits, target, first, second, thresholds):
         assert float(found[name].memory["threshold"]) == pytest.approx(expected, abs=1e-2)
 
 
+def test_under_a_distribution_every_layer_keeps_its_share():
+    views = {
+        name: view(weights, "1 1 1 1", name=name)
+        for name, weights in (("a", [-5.0, 4.0, 1.6, 0.1]), ("b", [0.3, -0.2, 0.1, 0.0]))
+    }
+    method = ss.STR(0.5, "uniform", update_begin=0, update_end=50)
+    assert updated(method, views, 60, 4) == {"a": "1 1 0 0", "b": "1 1 0 0"}
+    found = method.update(views, 60, 4, 100)
+    assert [float(found[name].memory["threshold"]) for name in "ab"] == pytest.approx([1.6, 0.1])
+
+
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(12, 10, bias=False), nn.Tanh(), nn.Linear(10, 8, bias=False))
@@ -117,7 +128,6 @@ def test_a_run_goes_on_bit_for_bit():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"distribution": "erk"}, "distribution must be 'global', got 'erk'"),
         ({"threshold_rate": -1}, "threshold_rate must be a number >= 0"),
     ],
 )

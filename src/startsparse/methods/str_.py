@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..distributions import Distribution
-from ..selection import top_k_across
-from .base import GLOBAL, Changes, Views
+from ..selection import top_k, top_k_across
+from .base import GLOBAL, Changes, Views, counts_on_the_way
 from .checks import in_range
 from .hidden import LOGIT, THRESHOLD, WHY_MASKED, change_to, live_masks, magnitudes
 from .prune import GMP
@@ -26,6 +26,7 @@ class STR(GMP):
 
     A layer's threshold is c * sigmoid(s), where s is learnt by the gradient and c, common to all layers, is set after
     each step so that the scheduled number of weights lives. So the budget is met, and the layers share it as they learn.
+    Under a distribution other than "global" every layer has its own c and keeps its share, whatever s is.
 
     Args:
         update_interval, update_begin, update_end: of the schedule of the number of weights, as for ``GMP``.
@@ -61,10 +62,6 @@ class STR(GMP):
     def __post_init__(self):
         super().__post_init__()
         in_range(self, "threshold_rate", high=math.inf)
-        if self.distribution != GLOBAL:
-            raise ValueError(
-                f"str: thresholds are learnt across layers: distribution must be 'global', got {self.distribution!r}"
-            )
 
     def due(self, step: int, total_steps: int | None) -> bool:
         return step >= 0
@@ -75,11 +72,20 @@ class STR(GMP):
     def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
         shares = {name: torch.sigmoid(logit(view)) for name, view in views.items()}
         scores = {name: magnitudes(view).double() / shares[name] for name, view in views.items()}
-        live = top_k_across(scores, target, prefer=live_masks(views))
-        cut = _highest_outside(scores, live)
+        before = live_masks(views)
+        if self.distribution == GLOBAL:
+            live = top_k_across(scores, target, prefer=before)
+            cuts = dict.fromkeys(views, _highest_outside(scores, live))
+        else:
+            room = {name: view.capacity for name, view in views.items()}
+            counts = counts_on_the_way(views, target, self, room)
+            live = {n: top_k(scores[n], counts[n], prefer=before[n], what=n) for n in views}
+            cuts = {name: _highest_outside({name: scores[name]}, live) for name in views}
         return {
             name: change_to(
-                view, live[name], {LOGIT: logit(view), THRESHOLD: (cut * shares[name]).to(torch.float32)}
+                view,
+                live[name],
+                {LOGIT: logit(view), THRESHOLD: (cuts[name] * shares[name]).to(torch.float32)},
             )
             for name, view in views.items()
         }

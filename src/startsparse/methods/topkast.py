@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..distributions import whole
 from ..schedules import Window, as_step
 from ..selection import top_k
 from .base import Change, Changes, Method, Start, Views, layer_counts
@@ -87,13 +89,21 @@ class TopKAST(Method):
 
     def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
         forward = layer_counts(self.distribution, views, self.density)
-        room = sum(view.capacity for view in views.values()) / sum(math.prod(v.shape) for v in views.values())
-        backward = layer_counts(self.distribution, views, max(self.density, min(self.backward_density, room)))
+        backward = self._backward(views, forward)
         masks = live_masks(views)
         changes: dict[str, Change] = {}
         for name, view in views.items():
             score = magnitudes(view)
             live = top_k(score, forward[name], prefer=masks[name], what=name)
-            wide = top_k(score, max(backward[name], forward[name]), prefer=live, what=name)
+            wide = top_k(score, backward[name], prefer=live, what=name)
             changes[name] = change_to(view, live, {REACHED: (wide & ~live).nonzero().squeeze(1)})
         return changes
+
+    def _backward(self, views: Views, forward: Mapping[str, int]) -> dict[str, int]:
+        """Live and reached weights of each layer: every layer reaches the same share of what it does not hold."""
+        room = {name: view.capacity - forward[name] for name, view in views.items()}
+        wanted = round(self.backward_density * sum(math.prod(view.shape) for view in views.values()))
+        more = min(max(0, wanted - sum(forward.values())), sum(room.values()))
+        share = more / max(sum(room.values()), 1)
+        extra = whole({name: share * number for name, number in room.items()}, more, room)
+        return {name: forward[name] + extra[name] for name in views}
