@@ -321,15 +321,15 @@ def _final_counts(
     method, views, starts, total, start_count, final_count, total_steps
 ) -> dict[str, int | None]:
     """Live weights per layer at the end, None where a ranking during training decides."""
-    if method.due(-1, total_steps) and not method.needs:
-        target = method.target(-1, total, start_count, total_steps)
+    target = method.target(-1, total, start_count, total_steps)
+    if method.due(-1, total_steps) and not method.needs and target == final_count:
         changes = method.update(views, -1, target, total_steps)
         return {name: views[name].num_active - len(changes[name].dropped) for name in views}
     if final_count == start_count and not method.needs and not method.moves_across_layers:
         return dict(starts)
     if method.distribution == GLOBAL or method.moves_across_layers:
         return dict.fromkeys(views)
-    return dict(layer_counts(method.distribution, views, final_count / total, capacity=starts))
+    return dict(layer_counts(method.rule(views), views, final_count / total, capacity=starts))
 
 
 def _share(part: float, whole: float) -> str:

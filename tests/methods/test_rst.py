@@ -572,3 +572,12 @@ def test_no_pull_at_all_is_meant(recwarn):
             model, torch.optim.SGD(model.parameters(), lr=0.1), RST(0.1, bound=bound), total_steps=10
         )
     assert not recwarn.list
+
+
+def test_a_plan_knows_the_ticket_and_counts_the_steps_before_masking():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6), nn.Linear(6, 2))
+    how = RST(40 / 62, "uniform", dense_ends=True, ramp_steps=30, stabilise_steps=20)
+    plan = ss.plan(model, how, total_steps=100, example_input=torch.zeros(2, 4))
+    assert [row.num_final for row in plan.layers] == [20, 8, 12] and plan.num_start == 62
+    assert plan.flops is not None and plan.flops.inference == 2 * 40
+    assert plan.flops.training == pytest.approx(6 * (0.5 * 62 + 0.5 * 40))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import itertools
 import warnings
@@ -423,14 +424,36 @@ def num_hooks() -> int:
     )
 
 
+def test_a_level_lives_as_long_as_its_model():
+    """Whoever keeps the model alone, as in ``train(level.branch(...).model)``, must not train it densely."""
+    gc.collect()
+    before = num_hooks()
+    model = net()
+    for level in lottery(model, IMP(density=0.2, levels=1, distribution="uniform")):
+        train(level.model, OPTIMIZERS["sgd"](level.model.parameters()), 2)
+        if level.index:
+            branched = level.branch("shuffle").model
+            break
+    del level
+    gc.collect()
+    for alone in (model, branched):
+        train(alone, OPTIMIZERS["adamw"](alone.parameters()), 3)
+        assert sum(int((alone[i].weight != 0).sum()) for i in (0, 3)) == 38
+    del model, branched, alone
+    gc.collect()
+    assert num_hooks() == before
+
+
 def test_no_hook_is_left_behind_whether_the_loop_ends_or_breaks():
+    gc.collect()
     before = num_hooks()
     model = net()
     _ = run(lottery(model, IMP(density=0.2, levels=1)))
     assert num_hooks() == before and not model._forward_pre_hooks
     level = next(lottery(model, IMP(density=0.2, levels=1)))
     assert num_hooks() == before + 2
-    del level
+    train(model, OPTIMIZERS["sgd"](model.parameters()), 1)
+    _ = level.close()
     assert num_hooks() == before and not model._forward_pre_hooks
     train(model, OPTIMIZERS["sgd"](model.parameters()), 1)
     live = sum(int((model[i].weight != 0).sum()) for i in (0, 3))

@@ -118,6 +118,10 @@ class Method:
     def check(self, views: Views, total_steps: int | None) -> None:
         """Refuse, before anything is touched, what cannot work; raises ValueError."""
 
+    def rule(self, views: Views) -> Distribution:
+        """How the final density is shared among these layers."""
+        return self.distribution
+
     def start(self, views: Views) -> dict[str, Start]:
         """The first mask of every layer."""
         raise TypeError(f"{type(self).__name__} does not say how it starts")

@@ -186,6 +186,11 @@ class RST(Prune):
             if view.source is not None and bool((ticket[name].reshape(-1) & ~view.source.cpu()).any()):
                 raise ValueError(f"rst: the ticket has weights of {name} outside the source")
 
+    def rule(self, views: Views) -> Distribution:
+        if self.dense_ends:
+            return {next(iter(views)): 1.0, list(views)[-1]: 1.0, "*": cast("str", self.distribution)}
+        return self.distribution
+
     def due(self, step: int, total_steps: int | None) -> bool:
         last = self.masks_at(total_steps)
         if step in (-1, last):
@@ -259,10 +264,7 @@ class RST(Prune):
 
     def _counts(self, views: Views, room: Mapping[str, Tensor], density: float) -> dict[str, int]:
         capacity = {name: int(where.sum()) for name, where in room.items()}
-        rule = self.distribution
-        if self.dense_ends:
-            rule = {next(iter(views)): 1.0, list(views)[-1]: 1.0, "*": cast(str, rule)}
-        return layer_counts(rule, views, density, capacity=capacity)
+        return layer_counts(self.rule(views), views, density, capacity=capacity)
 
     def _drawn(self, view: LayerView, room: Tensor, count: int) -> Tensor:
         drawn = Drawn("exact", self.seed, view.name, len(room), count=count)

@@ -66,8 +66,8 @@ def _sum(mine: float | None, theirs: float | None) -> float | None:
 class _Watch:
     """Runs before a forward pass; a copy of the model is not watched."""
 
-    def __init__(self, meter: weakref.ref):
-        self._meter = meter
+    def __init__(self, meter: weakref.ref, keeps: Any):
+        self._meter, self._keeps = meter, keeps
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         meter = self._meter()
@@ -91,12 +91,13 @@ class Meter:
 
     Args:
         model: every forward pass in training mode with gradients counts; a batch is the first axis of the first tensor.
+        keeps: lives as long as the model does, or until ``stop``.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, keeps: Any = None):
         self.samples = 0
         self._begun = time.perf_counter()
-        self._handle = model.register_forward_pre_hook(_Watch(weakref.ref(self)), with_kwargs=True)
+        self._handle = model.register_forward_pre_hook(_Watch(weakref.ref(self), keeps), with_kwargs=True)
 
     def stop(self) -> None:
         """Count no more."""

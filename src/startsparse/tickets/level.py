@@ -53,7 +53,7 @@ class Given(Method):
 class Level:
     """One round of a lottery, or a branch off it: train ``model``, then go on.
 
-    Nothing has to be called: gradients are masked where they arrive and weights after the step of any optimizer that
+    It lives as long as its model, or until ``close``. Nothing has to be called: gradients are masked where they arrive and weights after the step of any optimizer that
     holds them. ``attach`` gives a ``Sparsifier`` besides, with a report, state and sparse execution.
 
     Attributes:
@@ -97,13 +97,13 @@ class Level:
         self._parameters = {name: layer.parameter for name, layer in layers.items()}
         for site in self._sites.values():
             site.hook()
-        self._meter = Meter(model)
+        self._meter = Meter(model, keeps=self)  # whoever holds the model alone still trains a ticket
         hooks = _GlobalHooks(weakref.ref(self))
         handles = [
             register_optimizer_step_pre_hook(hooks.before),
             register_optimizer_step_post_hook(hooks.after),
         ]
-        self._close = weakref.finalize(self, _remove, handles, list(self._sites.values()), self._meter)
+        self._close = weakref.finalize(self, _remove, handles)
         if remember == 0:
             self.remembered = dict(ticket.weights)
 
@@ -222,6 +222,9 @@ class Level:
                 self._check()
             finally:
                 _ = self._close()
+                self._meter.stop()
+                for site in self._sites.values():
+                    site.unhook()
                 if self._sparsifier is not None:
                     _ = self._sparsifier.detach()
         return snapshot(self.model)
@@ -330,9 +333,6 @@ class _GlobalHooks:
             level._after(optimizer)
 
 
-def _remove(handles: list, sites: list[MaskedSite], meter: Meter) -> None:
+def _remove(handles: list) -> None:
     for handle in handles:
         handle.remove()
-    for site in sites:
-        site.unhook()
-    meter.stop()
