@@ -57,7 +57,7 @@ def top_k_across(
     flat = [score.reshape(-1) for score in scores.values()]
     threshold = _kth_highest([_candidates(part, count) for part in flat] if len(flat) > 1 else flat, count)
     taken = {name: (score > threshold.to(score.device)).contiguous() for name, score in scores.items()}
-    missing = count - sum(int(mask.sum()) for mask in taken.values())
+    missing = count - sum(int(mask.count_nonzero()) for mask in taken.values())
     for wanted in (True, False) if prefer is not None else (None,):
         for name, score in scores.items():
             tied = score == threshold.to(score.device)
@@ -160,7 +160,7 @@ def _check(scores: Mapping[str, Tensor], count: int) -> None:
                 raise ValueError(
                     f"{name}: {int(score.isnan().sum())} of {score.numel()} scores are NaN, cannot rank them"
                 )
-            available += score.numel() - int(score.isneginf().sum())
+            available += score.numel() - int(score.isneginf().count_nonzero())
         else:
             available += score.numel()
     if not 0 <= count <= available:

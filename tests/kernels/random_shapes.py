@@ -107,6 +107,11 @@ def topology() -> None:
     new = old.changed(drop, grow)
     (moved,) = old.move(new, [old.take_from(weight)])
     assert torch.equal(new.dense(moved), weight * (before & after)), (rows, cols)
+    bar, start = random.random(), random.randint(0, 9)
+    kept = old.positions() + start
+    at, scores = library.backend().above(weight, start, kept, bar)
+    wanted = ((weight.abs() > bar) & ~before).flatten().nonzero().flatten()
+    assert torch.equal(at - start, wanted) and torch.equal(scores, weight.abs().flatten()[wanted])
 
 
 def main(path: str | None, rounds: int) -> None:

@@ -70,6 +70,32 @@ def test_a_weight_dropped_and_grown_in_one_event_starts_at_zero():
     assert new.dense(moved).flatten().tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 200])
+def test_scores_above_a_bar(size):
+    gradient = torch.randn(size)
+    gradient[3:6] = torch.tensor([float("nan"), -torch.inf, torch.inf])[: max(size - 3, 0)]
+    kept = torch.arange(0, size, 5) + 100
+    for bar in (-torch.inf, 0.5, torch.inf):
+        positions, scores = library.backend().above(gradient, 100, kept, bar)
+        free = [i for i in range(size) if i % 5 and gradient[i].abs() > bar]
+        assert (positions - 100).tolist() == free
+        assert torch.equal(scores, gradient[free].abs())
+
+
+def test_where_values_lie():
+    mask = torch.rand(20, 30) < 0.3
+    pattern = Pattern.from_mask(mask)
+    weight = torch.randn(20, 30)
+    values = pattern.take_from(weight)
+    asked = torch.arange(0, 600, 7)
+    live = asked[mask.flatten()[asked]]
+    assert torch.equal(values[pattern.places(asked)], weight.flatten()[live])
+    assert torch.equal(pattern.in_rows(values), weight[mask])
+    assert pattern.places(asked[:0]).tolist() == []
+    nothing = Pattern.build(asked[:0], 20, 30)
+    assert nothing.places(asked).tolist() == []
+
+
 @pytest.mark.parametrize(
     ("drop", "grow", "words"),
     [([2], [], "not live"), ([], [3], "live already"), ([9], [], "not live"), ([3, 1], [], "ascending"),

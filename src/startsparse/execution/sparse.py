@@ -26,6 +26,9 @@ from .modules import _Sparse, to_dense, to_sparse
 from .optimizers import replace, slots
 from .sparse_view import SparseView
 
+_SAMPLED = 1 << 14  # entries of a layer's gradient that can stand for all of it, at least
+_SPARED = 256  # one entry of so many is enough
+
 
 class SparseSite(Site):
     """One layer under sparse execution.
@@ -197,6 +200,20 @@ class SparseSite(Site):
         elif self._dense is not None:
             yield 0, self._dense.clone()
 
+    def gradient_sample(self) -> tuple[Tensor, Tensor]:
+        """Some positions, rising, that stand for all of a layer, and the dense gradient there."""
+        rows, cols = self.shape[0], math.prod(self.shape[1:])
+        share = max(1, min(_SPARED, rows * cols // _SAMPLED))
+        if self._dense is not None or len(self.shape) > 2 or share == 1:
+            start, block = next(self.gradient_blocks())
+            return torch.arange(start, start + block.numel(), share), block.reshape(-1)[::share]
+        step = round(math.sqrt(share))  # units may be dead, and inputs always zero
+        row, column = torch.arange(0, rows, step), torch.arange(0, cols, step)
+        total = torch.zeros(len(row), len(column))
+        for x, dy in self._batches:
+            total += next(dense_gradient(x[..., column], dy[..., row], block=total.numel()))[1]
+        return (row[:, None] * cols + column).view(-1), total.view(-1)
+
     def _convolution(self) -> dict:
         if len(self.shape) == 2:
             return {}
@@ -210,7 +227,9 @@ class SparseSite(Site):
     def gradient_is_finite(self) -> bool:
         kept = [tensor for pair in self._batches for tensor in pair]
         kept += [tensor for tensor in (self._dense, self.parameter.grad) if tensor is not None]
-        return all(bool(tensor.isfinite().all()) for tensor in kept)
+        return all(
+            bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()) for tensor in kept
+        )  # a sum that is finite is quicker; one that is not may have overflowed
 
     def has_gradient(self) -> bool:
         return bool(self._batches) or self._dense is not None
@@ -250,8 +269,7 @@ class SparseSite(Site):
     def apply(self, change: Change, optimizers: Iterable[Optimizer], method: Method, step: int) -> None:
         old = self.module.live()
         new = old.changed(change.dropped, change.grown, taps=math.prod(self.shape[2:]))
-        positions, order = new.positions(), new.order()
-        grown = order[torch.searchsorted(positions, change.grown)]
+        grown = new.places(change.grown)
         downhill = self.gradient_at(change.grown) if method.grown_value == "gradient_sign" else None
         values = self.grown_values(method, step, len(change.grown), self.parameter.detach(), downhill)
         self._states = []  # they are let go of here, and noted again after the step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..criteria import gradient as gradient_score
 from ..draw import Drawn, Permutation
+from ..kernels import backend
 from ..masks import pack_positions
 from ..selection import top_k
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 _BITMAP = 1 << 28  # positions whose membership is kept as bits: 32 MiB
 _PART = 1 << 22  # positions looked at in one piece
+_MARGINS = (
+    1.3,
+    4.0,
+)  # times more candidates than needed that a guessed bar should let pass: at first, and then
 
 
 class SparseView:
@@ -50,11 +55,11 @@ class SparseView:
         weight = (
             self._site.parameter if self._site.weight_before_step is None else self._site.weight_before_step
         )
-        return weight.detach()[self._live.order()]
+        return self._live.in_rows(weight)
 
     def active_gradients(self) -> Tensor:
         gradient = self._site.parameter.grad
-        return torch.zeros(self._live.nnz) if gradient is None else gradient[self._live.order()]
+        return torch.zeros(self._live.nnz) if gradient is None else self._live.in_rows(gradient)
 
     def gradients_at(self, positions: Tensor) -> Tensor:
         found = self._site.gradient_at(positions)
@@ -76,37 +81,49 @@ class SparseView:
         if not self._site.has_gradient():  # as with a gradient of zeros: the lowest positions
             lowest = torch.from_numpy(_lowest(self._allowed(kept), count, math.prod(self.shape)))
             return lowest, torch.zeros(len(lowest))
-        best = self._highest_gradients(count, kept, guess=True)
-        if best.num_seen < count:  # the guessed bar was too high
-            best = self._highest_gradients(count, kept, guess=False)
+        best = None
+        for bar in self._bars(count / math.prod(self.shape), kept):
+            best = self._highest_gradients(count, kept, bar)
+            if best.num_seen >= count:
+                break
+        assert best is not None
         return best.result()
 
-    def _highest_gradients(self, count: int, kept: np.ndarray, guess: bool) -> _Best:
-        """The highest ones above a bar that few more than ``count`` should pass, or above none."""
-        best, inside = _Best(count, self.name), self._inside
+    def _highest_gradients(self, count: int, kept: Tensor, bar: float) -> _Best:
+        """The highest ones above a bar that few more than ``count`` should pass."""
+        best, inside = _Best(count, self.name, bar), self._inside
         for start, gradient in self._site.gradient_blocks():
-            score = gradient_score(gradient).reshape(-1)
-            low, high = np.searchsorted(kept, [start, start + len(score)])
-            score[torch.from_numpy(kept[low:high] - start)] = -torch.inf
-            if guess and start == 0:
-                best.bar = _bar(score, 2 * count / math.prod(self.shape))
-            at = (score > best.bar).nonzero().squeeze(1)
+            at, score = backend().above(
+                gradient, start, kept, best.bar
+            )  # criteria.gradient, but for the kept
             if inside is not None:
-                at = at[torch.from_numpy(inside(at.numpy() + start))]
-            best.offer(at + start, score[at])
+                allowed = torch.from_numpy(inside(at.numpy()))
+                at, score = at[allowed], score[allowed]
+            best.offer(at, score)
         return best
+
+    def _bars(self, share: float, kept: Tensor) -> Iterator[float]:
+        """Scores that a bit more, then many more than a ``share`` of all positions pass without being kept, then none.
+
+        The first ones are guessed from a sample.
+        """
+        positions, gradient = self._site.gradient_sample()
+        scores = gradient_score(gradient)
+        free = scores[backend().find(kept, positions) < 0].numpy()
+        for margin in _MARGINS:
+            above = int(margin * share * len(scores)) + 16
+            if above < len(free):
+                yield float(np.partition(free, -above)[-above])
+        yield -math.inf
 
     def grow_at_random(self, count: int, returning: Tensor, seed: int, step: int) -> Tensor:
         order = Permutation(math.prod(self.shape), f"grow:{step}", seed, self.name)
         return torch.from_numpy(order.first_where(self._allowed(self._kept(returning)), count))
 
-    def _kept(self, returning: Tensor) -> np.ndarray:
-        positions = self.active_positions().numpy()
-        stays = np.ones(len(positions), bool)
-        stays[np.searchsorted(positions, returning.numpy())] = False
-        return positions[stays]
+    def _kept(self, returning: Tensor) -> Tensor:
+        return backend().merge(self.active_positions(), returning, returning[:0])
 
-    def _allowed(self, kept: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def _allowed(self, kept: Tensor) -> Callable[[np.ndarray], np.ndarray]:
         """Whether positions may grow: they are not kept, and lie in the source."""
         is_kept = _lookup(kept, math.prod(self.shape))
         if self._inside is None:
@@ -126,27 +143,20 @@ def _lowest(allowed: Callable[[np.ndarray], np.ndarray], count: int, size: int) 
     return np.concatenate(found)[:count]
 
 
-def _lookup(positions: np.ndarray, size: int) -> Callable[[np.ndarray], np.ndarray]:
+def _lookup(positions: Tensor, size: int) -> Callable[[np.ndarray], np.ndarray]:
     """Membership in sorted positions: by one bit a position where that is little memory, else by bisection."""
     if size <= _BITMAP:
-        sorted_positions = torch.from_numpy(positions)
         starts = range(0, size, _PART)
-        bits = np.concatenate([pack_positions(sorted_positions, s, min(s + _PART, size)) for s in starts])
+        bits = np.concatenate([pack_positions(positions, s, min(s + _PART, size)) for s in starts])
         return lambda at: (bits[at >> 3] << (at & 7).astype(np.uint8)) & 128 != 0
 
+    live = positions.numpy()
+
     def bisect(at: np.ndarray) -> np.ndarray:
-        place = np.minimum(np.searchsorted(positions, at), max(len(positions) - 1, 0))
-        return positions[place] == at if len(positions) else np.zeros(len(at), bool)
+        place = np.minimum(np.searchsorted(live, at), max(len(live) - 1, 0))
+        return live[place] == at if len(live) else np.zeros(len(at), bool)
 
     return bisect
-
-
-def _bar(scores: Tensor, share: float) -> float:
-    """A score that about a ``share`` of these pass, from a sample of them."""
-    sample = scores[:: max(1, len(scores) >> 15)]
-    above = int(share * len(sample)) + 16
-    sample = sample[~sample.isneginf()]
-    return float(sample[top_k(sample, above)].min()) if above < len(sample) else -torch.inf
 
 
 class _Best:
@@ -156,9 +166,9 @@ class _Best:
     too late.
     """
 
-    def __init__(self, count: int, name: str):
+    def __init__(self, count: int, name: str, bar: float):
         self._count, self._name = count, name
-        self.bar = -torch.inf
+        self.bar = bar
         self.num_seen = 0
         self._positions: list[Tensor] = []
         self._scores: list[Tensor] = []

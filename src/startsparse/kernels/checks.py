@@ -21,7 +21,7 @@ def require(condition: bool, words: str, *values: object) -> None:
 
 def check_float(name: str, tensor: Tensor) -> None:
     """A kernel's operand: float32, on the CPU, strided."""
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or tensor.layout != torch.strided:
+    if tensor.dtype != torch.float32 or not tensor.is_cpu or tensor.layout != torch.strided:
         kind = f"{tensor.dtype} {tensor.layout} on {tensor.device}"
         raise ValueError(f"startsparse: {name} must be a float32 tensor on the CPU, not {kind}")
 
@@ -31,22 +31,28 @@ def check_weight(pattern: Tensor, values: Tensor, bias: Tensor | None, outputs: 
     check_float("values", values)
     if bias is not None:
         check_float("bias", bias)
-    plain = pattern.dtype == torch.uint8 and pattern.device.type == "cpu" and pattern.dim() == 1
-    require(plain and pattern.is_contiguous(), "the pattern must be a contiguous 1-d uint8 tensor on the CPU")
-    require(pattern.numel() >= 128, "the pattern is not one that Pattern.build made (or it was cut short)")
+    if not (
+        pattern.dtype == torch.uint8 and pattern.is_cpu and pattern.dim() == 1 and pattern.is_contiguous()
+    ):
+        raise ValueError("startsparse: the pattern must be a contiguous 1-d uint8 tensor on the CPU")
+    if pattern.numel() < 128:
+        raise ValueError("startsparse: the pattern is not one that Pattern.build made (or it was cut short)")
     rows, _, built_groups, nnz = _HEADER.from_address(pattern.data_ptr())[2:6]
-    shape = values.shape
-    require(shape == (nnz,), "values must be [{}], one per weight of the pattern, not {}", nnz, list(shape))
+    if values.shape == (nnz,) and rows == outputs and built_groups == groups:
+        if bias is None or bias.shape == (outputs,):
+            return
+        raise ValueError(f"startsparse: the bias must be [{outputs}], not {list(bias.shape)}")
+    shape = list(values.shape)
+    require(shape == [nnz], "values must be [{}], one per weight of the pattern, not {}", nnz, shape)
     require(rows == outputs, "the pattern has {} outputs, but {} were asked for", rows, outputs)
     require(built_groups == groups, "the pattern was built for {} groups, not {}", built_groups, groups)
-    if bias is not None:
-        require(bias.shape == (outputs,), "the bias must be [{}], not {}", outputs, list(bias.shape))
 
 
 def linear_of(x: Tensor, batch: int | None) -> Layer:
     """The layer that takes x: row-major [..., features], or blocked [tiles, features, lanes]."""
     if batch is None:
-        require(x.dim() >= 1, "x must be [..., features], not {}", list(x.shape))
+        if x.dim() < 1:
+            raise ValueError("startsparse: x must be [..., features], not a number")
         features = x.shape[-1]
         items = x.numel() // features if features else x.shape[:-1].numel()
         return linear_layer(items, features, lanes_for(items), False)

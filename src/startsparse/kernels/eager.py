@@ -14,10 +14,17 @@ import torch
 from torch import Tensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_ONLOOKERS = [  # how many modes or transforms there are; where torch cannot tell, there may be some
-    getattr(torch._C, name, None)
+
+
+def _there_may_be_some() -> int:
+    return 1
+
+
+# How many modes or transforms look on; where torch cannot tell, there may be some.
+_dispatch_modes, _function_modes, _transforms = (
+    getattr(torch._C, name, _there_may_be_some)
     for name in ("_len_torch_dispatch_stack", "_len_torch_function_stack", "_are_functorch_transforms_active")
-]
+)
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,12 @@ def is_plain(*tensors: Tensor | None) -> bool:
     """Whether a call with these tensors is eager, and nobody looks on."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    if any(count is None or count() for count in _ONLOOKERS):
+    if _dispatch_modes() or _function_modes() or _transforms():
         return False
-    return all(
-        tensor is None or (type(tensor) in _PLAIN and tensor.device.type == "cpu") for tensor in tensors
-    )
+    for tensor in tensors:  # called at every step: a generator would take twice as long
+        if tensor is not None and not (type(tensor) in _PLAIN and tensor.is_cpu):
+            return False
+    return True
 
 
 def run(layer: Layer, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, *rest) -> Tensor:
@@ -45,21 +53,21 @@ def run(layer: Layer, x: Tensor, values: Tensor, bias: Tensor | None, pattern: T
     if torch.is_grad_enabled():
         wanted = x.requires_grad, values.requires_grad, bias is not None and bias.requires_grad
         if any(wanted):
-            return _Function.apply(x, values, bias, pattern, layer, wanted, rest)
+            return _apply(x, values, bias, pattern, layer, wanted, rest)
     return layer.forward(x, values, bias, pattern, *rest)
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, values, bias, pattern, layer, wanted, rest):
-        ctx.save_for_backward(x, values, pattern)
-        ctx.call = layer, wanted, rest[1:]  # without the number of outputs
+        ctx.save_for_backward(x, values)
+        ctx.call = layer, pattern, wanted, rest[1:]  # without the number of outputs
         return layer.forward(x, values, bias, pattern, *rest)
 
     @staticmethod
     def backward(ctx, dy):
-        layer, wanted, rest = ctx.call
-        x, values, pattern = ctx.saved_tensors
+        layer, pattern, wanted, rest = ctx.call
+        x, values = ctx.saved_tensors
         again = torch.is_grad_enabled() or not is_plain(dy, x, values)
         passes = layer.operator if again else layer.backward
         dx, dw, db = passes(dy, x, values, pattern, *rest, wanted)
@@ -70,3 +78,7 @@ class _Function(torch.autograd.Function):
             db if want_bias else None,
             None, None, None, None,
         )  # fmt: skip
+
+
+# ``_Function.apply`` less its look for transforms, which ``is_plain`` has excluded.
+_apply = super(torch.autograd.Function, _Function).apply  # type: ignore[attr-defined]

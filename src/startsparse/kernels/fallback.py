@@ -159,6 +159,18 @@ class TorchBackend:
             raise ValueError("startsparse: a position to grow is live already")
         return torch.cat((kept, grow)).sort().values
 
+    def find(self, positions: Tensor, wanted: Tensor) -> Tensor:
+        if not positions.numel():
+            return torch.full_like(wanted, -1)
+        at = torch.searchsorted(positions, wanted).clamp_(max=positions.numel() - 1)
+        return torch.where(positions[at] == wanted, at, -1)
+
+    def above(self, gradient: Tensor, start: int, kept: Tensor, bar: float) -> tuple[Tensor, Tensor]:
+        scores = gradient.reshape(-1).abs()
+        at = (scores > bar).nonzero().flatten()
+        at = at[self.find(kept, at + start) < 0]
+        return at + start, scores[at]
+
     def forward(
         self,
         layer: Layer,

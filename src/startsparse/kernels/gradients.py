@@ -15,7 +15,7 @@ from torch.nn.grad import conv2d_weight
 
 from startsparse.kernels.geometry import Pair
 
-_BLOCK = 1 << 22  # floats of one block of gradient: 16 MB
+_BLOCK = 1 << 20  # floats of one block of gradient: 4 MB, which stay in cache until they are looked at
 
 
 def dense_gradient(

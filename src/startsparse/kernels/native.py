@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_int32, c_int64, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_void_p
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ _SIGNATURES = {
     "ss_pattern_sources": (c_int32, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32),
     "ss_take": (c_int32, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int32),
     "ss_merge_positions": (c_int32, *[c_void_p, c_int64] * 3, c_void_p),
+    "ss_find_positions": (None, c_void_p, c_int64, c_void_p, c_int64, c_void_p),
+    "ss_scores_above": (c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_float, c_void_p, c_void_p),
     "ss_forward": (c_int64, c_void_p, c_void_p, c_int64, *[c_void_p] * 5, c_int64, c_int32),
     "ss_backward": (c_int64, c_void_p, c_void_p, c_int64, *[c_void_p] * 7, c_int64, c_int32),
     "ss_pack": (None, c_void_p, c_void_p, c_void_p, c_int32),
@@ -106,6 +108,33 @@ class NativeBackend:
         parts = [item for tensor in (positions, drop, grow) for item in (tensor.data_ptr(), tensor.numel())]
         _check(self.library.ss_merge_positions(*parts, now.data_ptr()))
         return now[: _merged_size(positions, drop, grow)]
+
+    def find(self, positions: Tensor, wanted: Tensor) -> Tensor:
+        """Where each wanted position stands among others, or -1; all int64 and sorted."""
+        at = torch.empty(wanted.numel(), dtype=torch.int64)
+        self.library.ss_find_positions(
+            positions.data_ptr(), positions.numel(), wanted.data_ptr(), wanted.numel(), at.data_ptr()
+        )
+        return at
+
+    def above(self, gradient: Tensor, start: int, kept: Tensor, bar: float) -> tuple[Tensor, Tensor]:
+        """Entries of a block of gradient of more than ``bar`` in absolute value, but for those at kept positions.
+
+        Args:
+            gradient: float32, contiguous.
+            start: Position of its first entry.
+            kept: int64, sorted.
+            bar: -inf for all but NaN.
+
+        Returns:
+            Their positions, int64 and rising, and absolute values.
+        """
+        positions = torch.empty(gradient.numel(), dtype=torch.int64)
+        scores = torch.empty(gradient.numel())
+        block = gradient.data_ptr(), gradient.numel(), start
+        others = kept.data_ptr(), kept.numel()
+        count = self.library.ss_scores_above(*block, *others, bar, positions.data_ptr(), scores.data_ptr())
+        return positions[:count].clone(), scores[:count].clone()
 
     def forward(
         self,

@@ -104,8 +104,8 @@ def _linear_backward(dy, x, values, pattern, batch, wanted):
     outputs = dy.shape[-1 if batch is None else 1]
     check_weight(pattern, values, None, outputs, 1)
     layer = linear_of(x, batch)
-    expected = _linear_shape(x, outputs, batch)
-    require(dy.shape == expected, "dy must be {}, not {}", list(expected), list(dy.shape))
+    if dy.shape != (expected := _linear_shape(x, outputs, batch)):
+        raise ValueError(f"startsparse: dy must be {list(expected)}, not {list(dy.shape)}")
     return _backward(layer, dy, x, values, pattern, outputs, wanted)
 
 
@@ -124,8 +124,8 @@ def _conv_backward(dy, x, values, pattern, kernel, stride, padding, dilation, gr
     check_float("dy", dy)
     shape = conv_shape(x, batch, (kernel, stride, padding, dilation, groups))
     check_weight(pattern, values, None, dy.shape[1], groups)
-    expected = _conv_out_shape(x, dy.shape[1], shape)
-    require(dy.shape == expected, "dy must be {}, not {}", list(expected), list(dy.shape))
+    if dy.shape != (expected := _conv_out_shape(x, dy.shape[1], shape)):
+        raise ValueError(f"startsparse: dy must be {list(expected)}, not {list(dy.shape)}")
     return _backward(conv_of(x, batch, shape), dy, x, values, pattern, dy.shape[1], wanted)
 
 

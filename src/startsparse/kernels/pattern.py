@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -88,7 +89,12 @@ class Pattern:
 
     def positions(self) -> Tensor:
         """Row-major positions, ascending: int64 [nnz]."""
-        return backend().row_major(self.blob, self.nnz)[0]
+        return self._row_major[0]
+
+    @cached_property
+    def _row_major(self) -> tuple[Tensor, Tensor]:
+        """Positions, and where each one's value lies (int32); kept as long as this object, which lives shortly."""
+        return backend().row_major(self.blob, self.nnz)
 
     def order(self) -> Tensor:
         """Where each weight's value lies, weights in row-major order: int64 [nnz].
@@ -96,11 +102,20 @@ class Pattern:
         ``values[order]`` is row-major; ``values[order] = sorted_values`` brings row-major values into value
         order.
         """
-        return backend().row_major(self.blob, self.nnz)[1].to(torch.int64)
+        return self._row_major[1].to(torch.int64)
+
+    def places(self, positions: Tensor) -> Tensor:
+        """Where the values of some positions lie, int64; ascending positions, those that are not live left out."""
+        at = backend().find(self.positions(), _positions(positions, "positions").to(torch.int64))
+        return self._row_major[1][at[at >= 0]].to(torch.int64)
+
+    def in_rows(self, values: Tensor) -> Tensor:
+        """Values in value order, [nnz], as a new tensor in row-major order."""
+        return backend().take(values.detach().contiguous(), self._row_major[1], threads())
 
     def value_positions(self) -> Tensor:
         """Row-major position of each value, in value order: int64 [nnz]."""
-        positions, order = backend().row_major(self.blob, self.nnz)
+        positions, order = self._row_major
         out = torch.empty_like(positions)
         out[order.to(torch.int64)] = positions
         return out
@@ -147,10 +162,7 @@ class Pattern:
         """
         source = backend().sources(self.blob, now.blob, now.nnz, threads())
         if reset is not None and reset.numel():
-            positions, order = backend().row_major(now.blob, now.nnz)
-            at = torch.searchsorted(positions, reset.to(torch.int64)).clamp_(max=max(now.nnz - 1, 0))
-            at = at[positions[at] == reset]
-            source[order[at].to(torch.int64)] = -1
+            source[now.places(reset)] = -1
         moved = []
         for tensor in tensors:
             if tensor.shape != (self.nnz,) or tensor.device.type != "cpu" or tensor.element_size() > 8:

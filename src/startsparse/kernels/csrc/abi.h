@@ -84,6 +84,11 @@ struct Kernels {
     int64_t (*backward_scratch)(const Geometry &, const Header &, int threads); // floats
     void (*pack)(const Geometry &, const float *x, float *xb, int threads);
     void (*unpack)(const Geometry &, const float *xb, float *x, int threads);
+    // The entries of a block of gradient, the first of which has position `start`, whose absolute value is
+    // above `bar`, but for those at the ascending `kept` positions: their positions and absolute values.
+    // Returns how many; there must be room for `n`.
+    int64_t (*above)(const float *gradient, int64_t n, int64_t start, const int64_t *kept, int64_t kepts,
+                     float bar, int64_t *position, float *score);
 };
 
 template <class T> inline const T *section(const Header &pattern, int64_t offset) {

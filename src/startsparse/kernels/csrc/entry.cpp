@@ -110,6 +110,16 @@ SS_EXPORT int32_t ss_merge_positions(const int64_t *old, int64_t n, const int64_
     return merge_positions(old, n, drop, drops, grow, grows, now);
 }
 
+SS_EXPORT void ss_find_positions(const int64_t *sorted, int64_t n, const int64_t *wanted, int64_t m,
+                                 int64_t *at) {
+    find_positions(sorted, n, wanted, m, at);
+}
+
+SS_EXPORT int64_t ss_scores_above(const float *gradient, int64_t n, int64_t start, const int64_t *kept,
+                                  int64_t kepts, float bar, int64_t *position, float *score) {
+    return kernels().above(gradient, n, start, kept, kepts, bar, position, score);
+}
+
 // Both passes return 0, a status, or minus the floats of scratch they need where `capacity` is less.
 SS_EXPORT int64_t ss_forward(const Geometry *g, const void *pattern, int64_t bytes, const float *x,
                              const float *values, const float *bias, float *y, float *scratch,

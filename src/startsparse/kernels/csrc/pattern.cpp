@@ -207,4 +207,13 @@ Status merge_positions(const int64_t *old, int64_t n, const int64_t *drop, int64
     return OK;
 }
 
+void find_positions(const int64_t *sorted, int64_t n, const int64_t *wanted, int64_t m, int64_t *at) {
+    int64_t i = 0;
+    for (int64_t j = 0; j < m; ++j) {
+        while (i < n && sorted[i] < wanted[j])
+            ++i;
+        at[j] = i < n && sorted[i] == wanted[j] ? i : -1;
+    }
+}
+
 } // namespace startsparse

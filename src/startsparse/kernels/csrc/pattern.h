@@ -28,4 +28,7 @@ Status take_items(const void *old, const int32_t *from, int64_t n, int64_t item_
 Status merge_positions(const int64_t *old, int64_t n, const int64_t *drop, int64_t drops, const int64_t *grow,
                        int64_t grows, int64_t *now);
 
+// Where each of `m` wanted positions stands among `n` others, or -1; both ascending.
+void find_positions(const int64_t *sorted, int64_t n, const int64_t *wanted, int64_t m, int64_t *at);
+
 } // namespace startsparse
