@@ -12,7 +12,7 @@ SOURCE = "Bai et al., Dual Lottery Ticket Hypothesis, ICLR 2022 (constants of th
 MARGIN = 0.005
 ARMS: dict[str, dict[str, Any]] = {
     "whole": {},
-    "bound 0.2": {"bound": 0.2},
+    "a fifth of the bound": {"bound": 2.0},
     "half": {"shorter": 0.5},
     "a fifth": {"shorter": 0.2},
     "a tenth": {"shorter": 0.1},
