@@ -391,3 +391,11 @@ def test_planning_warns_in_its_list_and_nowhere_else():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert ss.plan(nn.Linear(50, 40), ss.Static(1e-9)).warnings != []
+
+
+def test_a_search_is_sent_to_its_own_function():
+    model = perceptron()
+    with pytest.raises(TypeError, match=r"jackpot searches a mask .* use ss.search"):
+        ss.plan(model, ss.Jackpot(density=0.5))
+    with pytest.raises(TypeError, match=r"jackpot searches a mask .* use ss.search"):
+        ss.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), ss.Jackpot(density=0.5))

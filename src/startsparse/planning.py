@@ -21,7 +21,7 @@ from .execution.choice import Choice, choose
 from .execution.interface import FirstSite
 from .layers import Layer, find, left_dense
 from .methods import Method
-from .methods.base import GLOBAL, layer_counts
+from .methods.base import GLOBAL, check_attachable, layer_counts
 from .sources import DenseSource, Source
 from .tables import percent, size, table
 from .topology import first_site
@@ -201,6 +201,7 @@ def plan(
         >>> ss.plan(model, ss.Static(density=0.05)).num_final
         11910
     """
+    check_attachable(method)
     source = source or DenseSource()
     found = find(model, layers)
     supports = source.supports(found)

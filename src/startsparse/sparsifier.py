@@ -24,6 +24,7 @@ from .execution.optimizers import replace
 from .layers import find, left_dense
 from .masks import Lazy
 from .methods import Method
+from .methods.base import check_attachable
 from .names import nearest, plain
 from .passes import Passes
 from .report import Report, build_dynamics, build_report
@@ -88,8 +89,7 @@ def attach(
         (0.2, 138)
     """
     optimizers = _optimizers(optimizer)
-    if not isinstance(method, Method):
-        raise TypeError(f"method must be a method such as ss.RigL(density=0.05), got {method!r}")
+    check_attachable(method)
     if execution not in EXECUTIONS:
         raise ValueError(f"unknown execution {execution!r}: {nearest(str(execution), EXECUTIONS)}")
     if (

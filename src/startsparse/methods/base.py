@@ -183,6 +183,21 @@ class Method:
         return sum(self.wants_gradient(step, total_steps) for step in range(total_steps))
 
 
+def check_attachable(method: Any) -> None:
+    """Refuse what does not go into a training loop by itself.
+
+    Raises:
+        TypeError: it is a search, or no method at all.
+    """
+    if isinstance(method, Method):
+        return
+    if getattr(method, "kind", None) == "search":
+        raise TypeError(
+            f"{method.name} searches a mask over frozen weights: use ss.search(model, {type(method).__name__}(...))"
+        )
+    raise TypeError(f"method must be a method such as ss.RigL(density=0.05), got {method!r}")
+
+
 def layer_counts(
     distribution: Distribution, views: Views, density: float, *, capacity: Mapping[str, int] | None = None
 ) -> dict[str, int]:
