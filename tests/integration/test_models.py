@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 
 import pytest
@@ -171,7 +173,6 @@ def test_a_layer_unfrozen_later_takes_part():
     assert not torch.equal(sparse.masks["0.weight"], mask)
 
 
-@pytest.mark.xfail(strict=True, reason="the hook of an unfrozen layer is only set after the next step")
 def test_a_layer_unfrozen_later_has_sparse_gradients_from_the_first():
     model = net()
     model[0].weight.requires_grad_(False)
@@ -180,6 +181,21 @@ def test_a_layer_unfrozen_later_has_sparse_gradients_from_the_first():
     optimizer.add_param_group({"params": [model[0].weight]})
     model(torch.randn(8, 6)).square().mean().backward()
     check(sparse)
+
+
+def test_a_frozen_layer_waits_without_getting_in_the_way():
+    model = net()
+    model[0].weight.requires_grad_(False)
+    sparse, _ = attach(model)
+    assert len(model[0]._forward_pre_hooks) == 1
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    assert torch.equal(copied(torch.ones(1, 6)), model(torch.ones(1, 6)))
+    model[0].weight.requires_grad_(True)
+    _ = model(torch.ones(1, 6))
+    assert not model[0]._forward_pre_hooks
+    model[0].weight.requires_grad_(False)
+    sparse.detach()
+    assert not model[0]._forward_pre_hooks
 
 
 def test_a_layer_frozen_later_stands_still():

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
@@ -48,22 +49,34 @@ def nothing(*args: Any) -> None:
     """What a hook becomes in a copy of the model."""
 
 
-class LoadHook:
-    """Runs after a state was loaded into a module."""
+class _ModuleHook:
+    """A hook of a module: in a copy of the model it does nothing."""
 
     def __init__(self, holder: weakref.ref):
         self._holder = holder
-
-    def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
-        sparsifier = self._holder()
-        if sparsifier is not None:
-            sparsifier._after_load(module)
 
     def __deepcopy__(self, memo: dict) -> Any:
         return nothing
 
     def __reduce__(self) -> Any:
         return _inert, ()
+
+
+class LoadHook(_ModuleHook):
+    """Runs after a state was loaded into a module."""
+
+    def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
+        sparsifier = self._holder()
+        if sparsifier is not None:
+            sparsifier._after_load(module)
+
+
+class ThawHook(_ModuleHook):
+    """Runs before the forward pass of a layer that was frozen: from the first backward pass on it is watched."""
+
+    def __call__(self, module: nn.Module, args: tuple) -> None:
+        if not torch.compiler.is_compiling() and (site := self._holder()) is not None:
+            site.hook()
 
 
 class StepHooks:

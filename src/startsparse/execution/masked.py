@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 
 import torch
@@ -12,6 +13,7 @@ from ..draw import Drawn
 from ..layers import Layer
 from ..methods import Change, DenseView, Method
 from ..methods.base import LEAVING
+from .hooks import ThawHook
 from .interface import KEPT, Site
 from .optimizers import replace, slots
 
@@ -42,6 +44,7 @@ class MaskedSite(Site):
         self._loaded: Tensor | None = None
         self._bits: Tensor | None = None
         self._handle = None
+        self._thaw = None
 
     @property
     def num_active(self) -> int:
@@ -82,13 +85,22 @@ class MaskedSite(Site):
     # -- hooks and invariants ----------------------------------------------------------------------------------
 
     def hook(self) -> None:
-        """Keep arriving gradients on the mask from now on (a frozen weight gets none and needs no hook)."""
+        """Keep arriving gradients on the mask from now on; a frozen weight's, once it is not frozen any more."""
         if self._handle is None and self.parameter.requires_grad:
             self._handle = self.parameter.register_post_accumulate_grad_hook(self._on_gradient)
             self.capturing = self._capturing
+            self._stop_waiting()
+        elif self._handle is None and self._thaw is None:
+            self._thaw = self.layer.module.register_forward_pre_hook(ThawHook(weakref.ref(self)))
+
+    def _stop_waiting(self) -> None:
+        if self._thaw is not None:
+            self._thaw.remove()
+            self._thaw = None
 
     def unhook(self) -> None:
         self.capturing = False
+        self._stop_waiting()
         if self._handle is not None:
             self._handle.remove()
             self._handle = None

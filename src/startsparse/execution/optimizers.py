@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -65,8 +66,8 @@ def replace(
 class Slot:
     """A state tensor that belongs to a parameter's weights: where it is held, and the value a fresh weight has."""
 
-    holder: dict
-    key: str
+    holder: dict | list
+    key: Any
     fresh: float
 
     @property
@@ -76,16 +77,25 @@ class Slot:
 
 
 def slots(optimizers: Iterable[Optimizer], parameter: nn.Parameter) -> list[Slot]:
-    """Every state tensor of a parameter's shape, whatever its key."""
+    """Every state tensor of a parameter's shape, whatever its key, also within dicts, lists and tuples."""
     return [
-        Slot(optimizer.state[parameter], key, fresh(optimizer, key, parameter))
+        Slot(holder, key, fresh(optimizer, key, parameter))
         for optimizer in optimizers
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if _follows(value, parameter.shape)
+        for holder, key in _entries(optimizer.state.get(parameter, {}))
+        if _follows(holder[key], parameter.shape)
     ]
 
 
-def fresh(optimizer: Optimizer, key: str, parameter: nn.Parameter) -> float:
+def _entries(holder: Any) -> Iterator[tuple[Any, Any]]:
+    """All places in a container and those within it."""
+    for key in holder if isinstance(holder, dict) else range(len(holder)):
+        if isinstance(holder[key], dict | list | tuple):
+            yield from _entries(holder[key])
+        else:
+            yield holder, key
+
+
+def fresh(optimizer: Optimizer, key: Any, parameter: nn.Parameter) -> float:
     """What a weight's state begins with: zero, but for the two optimizers of torch that begin elsewhere."""
     groups = (group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
     group = next(groups, optimizer.param_groups[0])
