@@ -373,3 +373,13 @@ def test_a_source_that_is_too_small_is_named():
 
 def test_the_names_are_those_of_the_rules_tested_here():
     assert distributions.names() == sorted(RULES)
+
+
+def test_densities_of_all_layers_that_agree_but_for_rounding():
+    shapes = {"a": (100,), "b": (100,)}
+    assert allocate({"a": 0.333, "b": 0.333}, shapes, 0.3333) == {"a": 34, "b": 33}
+    assert allocate({"a": 0.3334, "b": 0.3334}, shapes, 0.333) == {"a": 34, "b": 33}
+    with pytest.raises(ValueError, match="asks for 70 weights"):
+        allocate({"a": 0.333, "b": 0.333}, shapes, 0.35)
+    with pytest.raises(ValueError, match="already need 67"):
+        allocate({"a": 0.333, "b": 0.333}, shapes, 0.3)

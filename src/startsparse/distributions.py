@@ -158,7 +158,9 @@ def densities(
     held = {name: min(capacity[name], share * sizes[name]) for name, share in fixed.items()}
     budget = density * sum(sizes.values()) - sum(held.values())
     slack = 1e-9 * sum(sizes.values())
-    if budget < -slack or (held and abs(budget) <= slack and len(held) < len(sizes)):
+    target, certain = round(density * sum(sizes.values())), sum(held.values())  # off by rounding is not off
+    too_many = budget < -slack and math.floor(certain + 1e-9) > target
+    if too_many or (held and budget <= slack and len(held) < len(sizes)):
         raise ValueError(
             f"density {density:g} allows {density * sum(sizes.values()):.0f} weights, but the layers held at a "
             f"density of their own already need {sum(held.values()):.0f} ({', '.join(held)}): raise the density "
@@ -166,7 +168,7 @@ def densities(
         )
     free = [name for name in sizes if name not in held]
     room = sum(capacity[name] for name in free)
-    if budget > room + slack and round(density * sum(sizes.values())) > room + sum(held.values()):
+    if budget > room + slack and target > math.ceil(room + certain - 1e-9):
         raise ValueError(_too_large(density, sizes, capacity, held, distribution))
     budget = min(budget, room)
     wish = {name: base[name] * sizes[name] for name in free}
