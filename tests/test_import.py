@@ -53,7 +53,13 @@ def test_public_names_are_found():
 
 
 # These are made by others' examples: what makes them shows them.
-SHOWN_ELSEWHERE = {"Sparsifier": "attach", "Report": "attach", "Plan": "plan", "load": "save", "Search": "search"}
+SHOWN_ELSEWHERE = {
+    "Sparsifier": "attach",
+    "Report": "attach",
+    "Plan": "plan",
+    "load": "save",
+    "Search": "search",
+}
 
 
 @pytest.mark.parametrize("name", public())

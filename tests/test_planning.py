@@ -38,8 +38,6 @@ class Net(nn.Module):
         return self.fc(self.drop(self.up(x)).flatten(1))
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:rst. weights outside the ticket")
-
 EXAMPLE = torch.zeros(3, 4, 8, 8)
 SIZES = {"conv.weight": 8 * 2 * 9, "up.weight": 8 * 3 * 4, "fc.weight": 1500}
 POSITIONS = {"conv.weight": 16, "up.weight": 16, "fc.weight": 1}
