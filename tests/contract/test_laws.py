@@ -403,9 +403,9 @@ class Job:
 
 
 RESUMED = [
-    (source, optimizer, "masked")
-    for source in ("dense", "bernoulli", "zeros")
-    for optimizer in ("sgd", "adamw-fused", "drifting")
+    ("dense", "sgd", "masked"),
+    ("bernoulli", "adamw-fused", "masked"),
+    ("zeros", "drifting", "masked"),
 ] + [("dense", "adamw-fused", "sparse"), ("exact", "sgd", "sparse")]
 
 
