@@ -406,7 +406,9 @@ RESUMED = [
     ("dense", "sgd", "masked"),
     ("bernoulli", "adamw-fused", "masked"),
     ("zeros", "drifting", "masked"),
-] + [("dense", "adamw-fused", "sparse"), ("exact", "sgd", "sparse")]
+    ("dense", "adamw-fused", "sparse"),
+    ("exact", "sgd", "sparse"),
+]
 
 
 @pytest.mark.parametrize(("source", "optimizer", "execution"), RESUMED)

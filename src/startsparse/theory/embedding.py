@@ -35,6 +35,13 @@ class Embedding:
     source: Source
     certificate: Certificate
 
+    def __str__(self) -> str:
+        found = self.certificate
+        return (
+            f"{found.construction}: {found.edges:,} edges of a source of {self.source.positions:,} positions; outputs "
+            f"differ by {found.error_measured:.2g} on {found.probes} inputs, by {found.error_bounded:.2g} at most"
+        )
+
     def verify(self, target: nn.Module) -> list[str]:
         """Check the certificate against the target and the sub-network, trusting neither; see ``theory.verify``."""
         return certificates.verify(self.certificate, target, self.model, source=self.source)

@@ -42,7 +42,7 @@ class SourceLayer:
     groups: int
     density: float
     seed: int | None = None
-    mask: np.ndarray | None = None
+    mask: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def width(self) -> int:
