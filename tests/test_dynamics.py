@@ -67,7 +67,7 @@ def test_what_is_recorded_is_what_was_seen(name, execution):
 
 
 def test_growth_shares_count_what_came_back_at_once():
-    model, optimizer, sparse = job("ggr", drop_schedule="constant", drop_fraction=0.5, rho=1.0)
+    model, optimizer, sparse = job("ggr", drop_schedule="constant", drop_fraction=0.5, rho=1.0, floor=1)
     for index in range(9):
         step(model, optimizer, index)
     found = sparse.dynamics()
