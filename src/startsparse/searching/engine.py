@@ -74,7 +74,8 @@ class Search:
         owners = {id(site.layer.module): site.layer.module for site in self._sites.values()}
         hook = LoadHook(self)
         self._handles = [module.register_load_state_dict_post_hook(hook) for module in owners.values()]
-        self._handles += StepHooks.register(self)
+        self._steps = StepHooks(self)
+        self._steps.begin()
         if self.method.batch_norm == "freeze":
             self._handles += freeze_batch_norm(self.model)
         _ = weakref.finalize(self, _remove, self._handles)
@@ -284,8 +285,8 @@ class Search:
             )
 
     def _release(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._steps.end()
+        _remove(self._handles)
         release([site.parameter for site in self._sites.values()])
         for site in self._sites.values():
             site.release()

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 
+from ..execution.every_step import listen, stop_listening
 from ..execution.hooks import nothing
 
 if TYPE_CHECKING:
@@ -26,14 +23,13 @@ class StepHooks:
     def __init__(self, search: Search):
         self._search = weakref.ref(search)
 
-    @classmethod
-    def register(cls, search: Search) -> list:
-        """Hook a search to all optimizers there will be; returns the handles to remove."""
-        hooks = cls(search)
-        return [
-            register_optimizer_step_pre_hook(hooks.before),
-            register_optimizer_step_post_hook(hooks.after),
-        ]
+    def begin(self) -> None:
+        """Listen to all optimizers there will be."""
+        self._number = listen(self)
+
+    def end(self) -> None:
+        """Listen no more."""
+        stop_listening(self._number)
 
     def before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         """The step pre-hook."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from ..execution.every_step import listen, stop_listening
 from ..execution.hooks import _overflow as overflow
 from ..execution.hooks import attached_to
 from ..execution.masked import MaskedSite
@@ -98,12 +98,9 @@ class Level:
         for site in self._sites.values():
             site.hook()
         self._meter = Meter(model, keeps=self)  # whoever holds the model alone still trains a ticket
-        hooks = _GlobalHooks(weakref.ref(self))
-        handles = [
-            register_optimizer_step_pre_hook(hooks.before),
-            register_optimizer_step_post_hook(hooks.after),
-        ]
-        self._close = weakref.finalize(self, _remove, handles)
+        self._listener = _Listener(weakref.ref(self))
+        self._listening = listen(self._listener)
+        self._open = True
         if remember == 0:
             self.remembered = dict(ticket.weights)
 
@@ -217,11 +214,12 @@ class Level:
         Raises:
             ValueError: the level made no step, or weights were put off its mask.
         """
-        if self._close.alive:
+        if self._open:
             try:
                 self._check()
             finally:
-                _ = self._close()
+                self._open = False
+                stop_listening(self._listening)
                 self._meter.stop()
                 for site in self._sites.values():
                     site.unhook()
@@ -316,8 +314,8 @@ class Level:
         return {name: state[name].detach().clone() for name in names}
 
 
-class _GlobalHooks:
-    """Torch's global step hooks, filtered by who holds the level's weights; they do not keep the level alive."""
+class _Listener:
+    """Listens to all optimizers, filtered by who holds the level's weights; it does not keep the level alive."""
 
     def __init__(self, level: weakref.ref):
         self._level = level
@@ -331,8 +329,3 @@ class _GlobalHooks:
         level = self._level()
         if level is not None:
             level._after(optimizer)
-
-
-def _remove(handles: list) -> None:
-    for handle in handles:
-        handle.remove()
