@@ -208,3 +208,72 @@ def first_masks(model: nn.Module, init: str, density: float, name: str, seed: in
 def verdict(says: str, word: str, figures: str) -> str:
     """A line of a judgement."""
     return f"- {says}: {word}, {figures}"
+
+
+UNTRAINED = ("random weights", "signed constants")
+
+
+def untrained(
+    model: nn.Module, method: Any, density: float, name: str, width: int, seed: int
+) -> dict[str, Figures]:
+    """The same search over weights that were never trained, at the budgets of the pre-trained ones (of ``model``)."""
+    budgets = first_masks(model, "magnitude", density, name)
+    shares = {n: float(mask.float().mean()) for n, mask in budgets.items()}
+    cases = {}
+    for weights in UNTRAINED:
+        net = fresh(name, width, seed)
+        if weights == "signed constants":
+            with torch.no_grad():
+                for parameter in net.parameters():
+                    if parameter.dim() > 1:
+                        _ = parameter.copy_(parameter.sign() * parameter.std())
+        chosen = method(density, distribution=ss.Scaled(shares), init="random", seed=seed)
+        found = search(net, chosen, name, seed=seed)
+        cases[f"{weights}, {100 - 100 * density:g} %"] = finished(found, name)
+    return cases
+
+
+# -- judging -------------------------------------------------------------------------------------------------------
+
+
+def tables(cases: list[dict[str, Any]], baseline: str) -> list[str]:
+    """Accuracies with batch norm measured anew, and as it is, of the whole cases."""
+    have = common.values(cases, "case", "accuracy")
+    whole = [case for case in cases if set(have[case["params"]["case"]]) == set(have[baseline])]
+    return [
+        "Test accuracy, batch norm measured anew:",
+        common.paired_table(whole, "case", "accuracy", baseline),
+        "The same nets with batch norm as it is:",
+        common.paired_table(whole, "case", "raw", baseline),
+    ]
+
+
+def existence(cases: list[dict[str, Any]], others: list[dict[str, Any]] | None = None) -> list[str]:
+    """Whether jackpots exist: against magnitude, against dense, and whether no weight changed."""
+    found = common.difference(cases, "case", "accuracy", "jackpot, 90 %", "magnitude, 90 %")
+    word = (
+        "PASS" if found.mean >= 0.05 and found.low > 0.02 else "FAIL" if found.high < 0.05 else "CANNOT TELL"
+    )
+    says = "at 90 % the search adds 5 points or more to magnitude with batch norm anew"
+    lines = [verdict(says, word if found.seeds >= 5 else "CANNOT TELL", common.points(found))]
+    for at, bar in (("80 %", -0.01), ("90 %", -0.03)):
+        found = common.difference(cases, "case", "accuracy", f"jackpot, {at}", "dense")
+        says = f"a jackpot of {at} is within {-100 * bar:g} points of dense"
+        lines.append(verdict(says, common.at_least(found, bar), common.points(found)))
+    searched = [c["result"] for c in [*cases, *(others or [])] if "weight_change" in c["result"]]
+    worst = max(result["weight_change"] for result in searched)
+    lines.append(verdict("no weight changed", "PASS" if worst == 0 else "FAIL", f"largest change {worst:g}"))
+    both = sorted({(r["density"], r["density_with_classifier"]) for r in searched})
+    text = ", ".join(f"{100 * a:.2f} % ({100 * b:.2f} % with the classifier)" for a, b in both)
+    return [*lines, f"- Density of the searched layers, and of all weights: {text}"]
+
+
+def margin(cases: list[dict[str, Any]], other: str, bar: float = 0.05) -> str:
+    """Whether the jackpot beats another case by a bar in every seed."""
+    accuracies = common.values(cases, "case", "accuracy")
+    theirs = accuracies.get(other, {})
+    margins = [accuracies["jackpot, 90 %"][s] - value for s, value in theirs.items()] or [0.0]
+    word = "CANNOT TELL" if len(theirs) < 5 else "PASS" if min(margins) >= bar else "FAIL"
+    text = f"{100 * min(margins):+.1f} to {100 * max(margins):+.1f} points over {len(theirs)} seeds"
+    says = f"pre-trained weights beat {other.split(',')[0]} by {100 * bar:g} points in every seed"
+    return verdict(says, word, text)

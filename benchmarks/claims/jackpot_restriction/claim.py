@@ -12,8 +12,8 @@ from typing import Any
 
 import common
 import jackpot_common as jackpots
+import jackpot_swaps as swap_curves
 import torch
-import torch.nn.functional as F
 
 import startsparse as ss
 
@@ -25,6 +25,7 @@ SOURCE = (
 NETS, ORDERS = (0, 1), (0, 1, 2, 3, 4)
 CURVES = (0, 1, 2, 3, 4)
 DATA, DENSITY, WIDTH = "fashion-mnist", 0.1, jackpots.NARROW
+NO_SEARCH = "magnitude, no search"
 ARMS: dict[str, dict[str, Any]] = {
     "none": {},
     "quartic": {"restriction": "quartic"},
@@ -33,8 +34,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "quartic, random order": {"restriction": "quartic", "order": "random"},
     "quartic, curvature order": {"restriction": "quartic", "order": "curvature", "samples": jackpots.BATCH},
 }
-COUNTS = (1, 4, 16, 64, 256, 1024)
-CHOICES = ("random", "gap", "curvature")
 
 
 def runs() -> list[dict[str, Any]]:
@@ -44,7 +43,7 @@ def runs() -> list[dict[str, Any]]:
         {"part": "search", "arm": arm, "net": net, "seed": 10 * net + order}
         for order in ORDERS
         for net in NETS
-        for arm in ARMS
+        for arm in (*ARMS, NO_SEARCH)
     ]
     return curves + searches
 
@@ -52,7 +51,11 @@ def runs() -> list[dict[str, Any]]:
 def run(part: str, arm: str, net: int, seed: int) -> dict[str, Any]:
     """One search, or the curves of one net."""
     model = jackpots.pretrained(DATA, WIDTH, net)
-    return _curves(model, net) if part == "swaps" else _search(model, arm, seed)
+    if arm == NO_SEARCH:
+        return jackpots.one_shot(model, ss.JackpotReleased(DENSITY), DATA)
+    if part == "swaps":
+        return swap_curves.measure(model, DATA, DENSITY, net)
+    return _search(model, arm, seed)
 
 
 def _search(model: torch.nn.Module, arm: str, seed: int) -> dict[str, Any]:
@@ -82,67 +85,6 @@ def _search(model: torch.nn.Module, arm: str, seed: int) -> dict[str, Any]:
     }
 
 
-def _curves(model: torch.nn.Module, seed: int) -> dict[str, Any]:
-    """Loss changes by choice and count; batch norm by the statistics of each batch."""
-    data = jackpots.load(DATA)
-    search = ss.search(model, ss.JackpotReleased(DENSITY), total_steps=1)
-    _ = model.train()
-    weights, masks = search.weights, {n: m.clone() for n, m in search.masks.items()}
-    names, parameters = list(masks), dict(model.named_parameters())
-    batch = (data.x_train[:1024], data.y_train[:1024])
-    other = (data.x_train[1024:2048], data.y_train[1024:2048])
-
-    def loss(which: tuple) -> torch.Tensor:
-        return F.cross_entropy(model(which[0]), which[1])
-
-    def signals(which: tuple) -> dict[str, torch.Tensor]:
-        found = torch.autograd.grad(loss(which), [parameters[n] for n in names])
-        return {n: g * weights[n] for n, g in zip(names, found, strict=True)}
-
-    mean = signals(batch)
-    parts = [signals((x, y)) for x, y in zip(batch[0].split(16), batch[1].split(16), strict=True)]
-    fisher = {n: 16 * torch.stack([p[n] for p in parts]).var(0) for n in names}
-    pairs = []  # (layer, comes, goes, predicted change, with curvature): best with best while it helps
-    for index, name in enumerate(names):
-        mask, first, second = (t[name].flatten() for t in (masks, mean, fisher))
-        out, kept = (~mask).nonzero().squeeze(1), mask.nonzero().squeeze(1)
-        comes = out[first[out].argsort()]  # the most negative first: adding it lowers the loss most
-        goes = kept[first[kept].argsort(descending=True)]
-        count = min(len(comes), len(goes))
-        comes, goes = comes[:count], goes[:count]
-        gain = first[comes] - first[goes]
-        helps = gain < 0
-        curved = gain + (second[comes] + second[goes]) / 2
-        pairs += [
-            (index, *row)
-            for row in torch.stack([comes[helps], goes[helps], gain[helps], curved[helps]], 1).tolist()
-        ]
-    generator = torch.Generator().manual_seed(seed)
-    orders = {
-        "random": torch.randperm(len(pairs), generator=generator).tolist(),
-        "gap": sorted(range(len(pairs)), key=lambda i: pairs[i][3]),
-        "curvature": sorted(range(len(pairs)), key=lambda i: pairs[i][4]),
-    }
-    with torch.no_grad():
-        start, start_other = loss(batch).item(), loss(other).item()
-        rows = []
-        for choice, order in orders.items():
-            for count in [k for k in COUNTS if k < len(pairs)] + [len(pairs)]:
-                chosen = [pairs[i] for i in order[:count]]
-                for index, name in enumerate(names):
-                    mask = masks[name].flatten().clone()
-                    here = [p for p in chosen if p[0] == index]
-                    mask[torch.tensor([int(p[1]) for p in here], dtype=torch.long)] = True
-                    mask[torch.tensor([int(p[2]) for p in here], dtype=torch.long)] = False
-                    _ = parameters[name].copy_(torch.where(mask.view_as(weights[name]), weights[name], 0))
-                predicted = sum(p[3] for p in chosen)
-                rows.append(
-                    [choice, count, predicted, loss(batch).item() - start, loss(other).item() - start_other]
-                )
-    _ = search.restore()
-    return {"start": start, "pairs": len(pairs), "rows": rows}
-
-
 def judge(records: list[dict[str, Any]]) -> str:
     """Searches and thresholds, then the curves and theirs."""
     searches = [r for r in records if r["params"]["part"] == "search"]
@@ -153,11 +95,15 @@ def judge(records: list[dict[str, Any]]) -> str:
         for metric in ("accuracy", "raw"):
             what = "batch norm measured anew" if metric == "accuracy" else "batch norm as it is"
             parts += [f"Test accuracy, {what}:", common.paired_table(searches, "arm", metric, "none")]
-        parts.append(_steadiness(searches))
-        lines += _search_lines(searches)
+        real = [r for r in searches if r["params"]["arm"] != NO_SEARCH]
+        parts.append(_steadiness(real))
+        lines += _search_lines(real)
     if curves:
-        parts += ["## K swaps at once, change of the loss, mean over nets", _curve_table(curves)]
-        lines += _curve_lines(curves)
+        parts += [
+            "## K swaps at once, change of the loss, mean over nets",
+            swap_curves.table([r["result"] for r in curves]),
+        ]
+        lines += swap_curves.judge([r["result"] for r in curves])
     return "\n\n".join([*parts, "## Thresholds", "\n".join(lines or ["- CANNOT TELL, no run"])])
 
 
@@ -230,46 +176,4 @@ def _search_lines(searches: list[dict[str, Any]]) -> list[str]:
                 f"{other} order against widest gap first, both quartic", word, common.points(found)
             )
         )
-    return lines
-
-
-def _curve_table(curves: list[dict[str, Any]]) -> str:
-    rows = []
-    for choice in CHOICES:
-        for count in (*COUNTS, "all"):
-            found = [_row(c, choice, count) for c in curves]
-            found = [f for f in found if f is not None]
-            if found:
-                rows.append(
-                    [
-                        choice,
-                        str(count),
-                        *(f"{statistics.fmean(f[i] for f in found):+.4f}" for i in (2, 3, 4)),
-                    ]
-                )
-    head = ["chosen by", "swaps", "predicted", "on the same images", "on others"]
-    return common.comparison.markdown(head, rows)
-
-
-def _row(curve: dict[str, Any], choice: str, count: Any) -> list | None:
-    rows = [row for row in curve["result"]["rows"] if row[0] == choice]
-    return rows[-1] if count == "all" else next((row for row in rows[:-1] if row[1] == count), None)
-
-
-def _curve_lines(curves: list[dict[str, Any]]) -> list[str]:
-    worse = sum(_row(c, "gap", "all")[3] > 0 > _row(c, "gap", "all")[2] for c in curves)
-    some = sum(any(row[3] < 0 for row in c["result"]["rows"] if row[0] == "random" and row[1] < c["result"]["pairs"] / 8) for c in curves)  # fmt: skip
-    enough = len(curves) >= 5
-    word = "CANNOT TELL" if not enough else "PASS" if worse == some == len(curves) else "FAIL"
-    text = (
-        f"all at once raise it in {worse}, some few chosen at random lower it in {some} of {len(curves)} nets"
-    )
-    lines = [jackpots.verdict("swaps that lower the loss one by one raise it all at once", word, text)]
-    better = sum(
-        min(row[3] for row in c["result"]["rows"] if row[0] == "curvature")
-        < min(row[3] for row in c["result"]["rows"] if row[0] == "gap")
-        for c in curves
-    )
-    word = "CANNOT TELL" if not enough else "PASS" if better == len(curves) else "FAIL"
-    lines.append(jackpots.verdict("chosen by predicted loss with curvature, the best count lowers the loss more than by gap", word, f"in {better} of {len(curves)} nets"))  # fmt: skip
     return lines
