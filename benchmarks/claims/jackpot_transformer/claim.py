@@ -76,7 +76,7 @@ def _train(model: Any, optimizer: Any, seed: int, steps: int, warmup: float) -> 
 
 
 def run(seed: int) -> dict[str, Any]:
-    """Case -> losses of the validation and the test part, nats a character."""
+    """Case -> losses of the validation part, the test part and some of the training part, nats a character."""
     cases = {"dense": _judged(pretrained(seed))}
     train = dataset().train
     calibration = [dataset().normalise(train.inputs[i : i + 64]) for i in range(0, 512, 64)]
@@ -106,7 +106,11 @@ def run(seed: int) -> dict[str, Any]:
 
 
 def _judged(model: Any) -> dict[str, float]:
-    parts = {"validation": dataset().validation, "test": dataset().test}
+    train = dataset().train
+    seen = data.Split(
+        train.inputs[:1000], train.labels[:1000]
+    )  # whether a search fails to fit, or to generalise
+    parts = {"train": seen, "validation": dataset().validation, "test": dataset().test}
     return {f"{part}_loss": loop.evaluate(model, dataset(), split)["loss"] for part, split in parts.items()}
 
 
@@ -116,7 +120,7 @@ def judge(records: list[dict[str, Any]]) -> str:
     if not cases:
         return "No run is there: CANNOT TELL."
     parts = []
-    for part in ("validation", "test"):
+    for part in ("validation", "test", "train"):
         parts += [
             f"## {part.capitalize()} loss, nats a character",
             common.paired_table(cases, "case", f"{part}_loss", "dense"),
@@ -127,7 +131,8 @@ def judge(records: list[dict[str, Any]]) -> str:
         best = {s: min(losses[f"{name}, {init}"][s] for init in ONE_SHOT) for s in searched}
         wins = sum(searched[s] < best[s] for s in searched)
         word = "CANNOT TELL" if len(searched) < 5 else "PASS" if wins == len(searched) else "FAIL"
-        text = f"in {wins} of {len(searched)} nets"
+        gain = sum(best[s] - searched[s] for s in searched) / max(len(searched), 1)
+        text = f"in {wins} of {len(searched)} nets, by {gain:.3f} nats on average"
         lines.append(
             jackpots.verdict(f"{name}: the search ends below the better of magnitude and Wanda", word, text)
         )
