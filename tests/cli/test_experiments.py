@@ -60,6 +60,8 @@ def test_from_a_sweep_to_a_table(path, capsys):
     assert capsys.readouterr().out.startswith("|  | validation_accuracy |")
     folder = str(next(Path("runs").iterdir()))
     assert main(["report", folder]) == 0 and Path(folder, "report.html").exists()
+    pages = [Path(folder, "report.html") for folder in Path("runs").iterdir()]
+    assert main(["report", *(str(page.parent) for page in pages)]) == 0 and all(p.exists() for p in pages)
     assert main(["export", folder, "--to", "dense"]) == 0
     assert Path(f"{Path(folder).name}.safetensors").exists()
 
@@ -103,6 +105,7 @@ def test_cite(capsys):
         (["train", "r.yaml", "--seeds", "0..x"], "such as 0..4 was expected"),
         (["train", "r.yaml", "seed=1", "seeds=[0]"], "give seed or seeds, not both"),
         (["report", "."], "no folder of a run"),
+        (["report", "a", "b", "--output", "page.html"], "--output is one page, and 2 runs are given"),
         (["export", ".", "--to", "dense"], "no folder of a run"),
     ],
 )

@@ -110,3 +110,9 @@ def test_ticks_are_round_and_inside(low, high):
     found = drawing.ticks(low, high)
     assert 2 <= len(found) <= 7 and low - 1e-9 <= found[0] and found[-1] <= high + 1e-9
     assert all(b > a for a, b in itertools.pairwise(found))
+
+
+def test_a_curve_that_stays_is_drawn_against_zero():
+    picture = drawing.curves({"density": [(0, 0.1), (10, 0.1)]}, "step", "density")
+    labels = re.findall(r'class="y"[^>]*>([^<]+)<', picture)
+    assert labels[0] == "0" and labels[-1] == "0.1"

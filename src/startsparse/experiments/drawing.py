@@ -36,9 +36,10 @@ def curves(series: Mapping[str, Points], x_label: str, title: str) -> str:
         return f"<p>no values of {html.escape(title)}</p>"
     xs = [x for points in shown.values() for x, _ in points]
     ys = [y for points in shown.values() for _, y in points]
-    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+    floor = min(ys) if min(ys) < max(ys) else min(0.0, *ys)  # what stays as it was is seen against zero
+    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(floor, max(ys))
     across = _scale(min(x_ticks[0], min(xs)), max(x_ticks[-1], max(xs)), LEFT, WIDTH - 12)
-    up = _scale(min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys)), HEIGHT - BOTTOM, TOP + 16)
+    up = _scale(min(y_ticks[0], floor), max(y_ticks[-1], max(ys)), HEIGHT - BOTTOM, TOP + 16)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">']
     parts += [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 12}" y1="{up(y):.1f}" y2="{up(y):.1f}"/>'

@@ -21,6 +21,7 @@ h1 { font-size: 1.5em; margin-bottom: 0 } h2 { font-size: 1.1em; margin-top: 2em
 svg { width: 100%; font-size: 11px } polyline { fill: none; stroke-width: 1.8 } .grid { stroke: #e3e6ea }
 svg .y { text-anchor: end; fill: #667 } svg .x { text-anchor: middle; fill: #667 }
 table { border-collapse: collapse } td, th { padding: .25em .8em; text-align: right; vertical-align: middle }
+.wide { overflow-x: auto }
 td:first-child, th:first-child { text-align: left; padding-left: 0 } th { border-bottom: 1px solid #99a }
 .bar { display: inline-block; width: 120px; height: 10px; background: #eceff3 }
 .bar span { display: block; height: 100%; background: #1f5fa8; min-width: 1px }
@@ -122,6 +123,6 @@ def _layers(run: Run) -> str:
         f"<th>{title}</th>" for title in ("layer", "shape", "weights", "live", "density", "", "mask")
     )
     return (
-        f"<table><tr>{head}</tr>{''.join(rows)}</table><p class='small'>Masks: a row is an output, a column an input "
+        f"<div class='wide'><table><tr>{head}</tr>{''.join(rows)}</table></div><p class='small'>Masks: a row is an output, a column an input "
         f"(and tap); large ones are averaged over blocks, the darkest block of a layer has most live weights.</p>"
     )
