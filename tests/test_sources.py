@@ -198,7 +198,7 @@ def test_a_description_makes_the_same_source(source):
 def test_given_masks_are_only_named():
     masks = {"b": torch.ones(1, dtype=torch.bool), "a": torch.ones(1, dtype=torch.bool)}
     assert sources.describe(MaskSource(masks)) == {"name": "masks", "layers": ["a", "b"]}
-    assert sources.names() == ["dense", "random", "zeros"]
+    assert sources.names() == ["dense", "locked", "random", "zeros"]
 
 
 # -- a mask drawn inside a source --------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ from .searching import overlap as overlap
 from .searching import reestimate_batch_norm as reestimate_batch_norm
 from .searching import search as search
 from .sources import DenseSource as DenseSource
+from .sources import LockedSource as LockedSource
 from .sources import MaskSource as MaskSource
 from .sources import RandomSource as RandomSource
 from .sources import ZerosSource as ZerosSource

@@ -22,7 +22,7 @@ from .execution.interface import FirstSite
 from .layers import Layer, find, left_dense
 from .methods import Method
 from .methods.base import GLOBAL, check_attachable, layer_counts
-from .sources import DenseSource, Source
+from .sources import DenseSource, Source, refuse_locked
 from .tables import percent, size, table
 from .topology import first_site
 
@@ -202,6 +202,7 @@ def plan(
         11910
     """
     check_attachable(method)
+    refuse_locked(source)
     source = source or DenseSource()
     found = find(model, layers)
     supports = source.supports(found)

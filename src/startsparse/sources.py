@@ -25,10 +25,14 @@ from .selection import select
 
 @dataclass(frozen=True)
 class Support:
-    """The positions of one layer that may live: a draw, a flat bool tensor, or None for all of them."""
+    """The positions of one layer that may live: a draw, a flat bool tensor, or None for all of them.
+
+    Those ``locked`` of them (flat bool; None: none) are always active, with the values they had at first.
+    """
 
     positions: Drawn | Tensor | None = None
     repair: Repair | None = None
+    locked: Tensor | None = None
 
     def mask(self) -> Tensor | None:
         """Flat bool, or None for all positions."""
@@ -137,6 +141,64 @@ class RandomSource:
 
 
 @dataclass(frozen=True)
+class LockedSource(RandomSource):
+    """A random set of positions to search, and others that are locked in: always active, never moved, never pruned.
+
+    Of the positions a ``RandomSource`` removes, a share is kept instead. A strong ticket inside a random source is
+    sparser than the source; with weights locked in, it may be denser than what is searched. Positions that are removed or
+    locked in need no score. Locked weights are part of every mask and every count. For ``ss.search`` with scores that are
+    ranked; what trains weights refuses it.
+
+    Args:
+        density: positions that are searched, over all weights of the sparse layers, in (0, 1].
+        distribution, seed, draw: of these, as for ``RandomSource``, whose positions they are.
+        share: of the other positions of each layer, in [0, 1]: drawn by the same seed, and locked in.
+
+    References:
+        Otsuka et al., Partially Frozen Random Networks Contain Compact Strong Lottery Tickets, 2024 (random
+        pruning and locking), https://arxiv.org/abs/2402.14029
+
+    Fidelity:
+        Theirs fixes the shares of weights that are frozen, and of these that are locked in, for all layers alike: that is
+        ``distribution="uniform"``.
+
+    Example:
+        >>> from startsparse.layers import find
+        >>> layer = find(torch.nn.Linear(10, 10))
+        >>> support = LockedSource(0.3, "uniform", share=0.5).supports(layer)["weight"]
+        >>> int(support.mask().sum()), int(support.locked.sum())
+        (65, 35)
+    """
+
+    share: float = 0.5
+    name: ClassVar[str] = "locked"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (
+            isinstance(self.share, bool)
+            or not isinstance(self.share, int | float)
+            or not 0 <= self.share <= 1
+        ):
+            raise ValueError(f"LockedSource: share must be in [0, 1], got {self.share!r}")
+        if self.flow != "none" or self.layout != "unstructured":
+            raise ValueError(
+                "LockedSource: positions are drawn one by one and unrepaired: leave flow and layout"
+            )
+
+    def _support(self, layer: Layer, count: int) -> Support:
+        searched = super()._support(layer, count).positions
+        assert isinstance(searched, Drawn)
+        # a denser draw of the same seed holds all positions of a thinner one: what it adds is locked in
+        if self.draw == "bernoulli":
+            density = count / searched.size
+            both = dataclasses.replace(searched, density=density + self.share * (1 - density))
+        else:
+            both = dataclasses.replace(searched, count=count + round(self.share * (searched.size - count)))
+        return Support(both, locked=torch.from_numpy(both.mask() & ~searched.mask()))
+
+
+@dataclass(frozen=True)
 class ZerosSource:
     """The weights that are not zero at attachment: what an earlier pruning or a checkpoint left.
 
@@ -181,9 +243,11 @@ class MaskSource:
         }
 
 
-Source = DenseSource | RandomSource | ZerosSource | MaskSource
+Source = DenseSource | RandomSource | LockedSource | ZerosSource | MaskSource
 
-_BY_NAME: dict[str, type] = {kind.name: kind for kind in (DenseSource, RandomSource, ZerosSource)}
+_BY_NAME: dict[str, type] = {
+    kind.name: kind for kind in (DenseSource, RandomSource, LockedSource, ZerosSource)
+}
 
 
 def names() -> list[str]:
@@ -216,6 +280,19 @@ def make(name: str, **parameters: Any) -> Source:
     if isinstance(distribution, dict) and set(distribution) == {"scaled"}:
         parameters = parameters | {"distribution": Scaled(distribution["scaled"])}
     return kind(**parameters)
+
+
+def refuse_locked(source: Source | None) -> None:
+    """Refuse a source with weights that are locked in, where weights are trained.
+
+    Raises:
+        ValueError: says what does for training, and where such a source belongs.
+    """
+    if isinstance(source, LockedSource):
+        raise ValueError(
+            "a source with weights locked in is for ss.search, where no weight moves; for training take "
+            f"ss.RandomSource(density={source.density:g}, distribution={source.distribution!r}, seed={source.seed})"
+        )
 
 
 def describe(source: Source) -> dict[str, Any]:

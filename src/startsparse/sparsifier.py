@@ -28,7 +28,7 @@ from .methods.base import check_attachable
 from .names import nearest, plain
 from .passes import Passes
 from .report import Report, build_dynamics, build_report
-from .sources import DenseSource, Source, describe
+from .sources import DenseSource, Source, describe, refuse_locked
 from .topology import Topology
 
 
@@ -90,6 +90,7 @@ def attach(
     """
     optimizers = _optimizers(optimizer)
     check_attachable(method)
+    refuse_locked(source)
     if execution not in EXECUTIONS:
         raise ValueError(f"unknown execution {execution!r}: {nearest(str(execution), EXECUTIONS)}")
     if (

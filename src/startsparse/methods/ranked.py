@@ -14,8 +14,9 @@ from ..distributions import names as distribution_names
 from ..names import nearest
 from ..selection import top_k_across
 from . import first_scores, swaps
+from .renewal import Swap
 from .search import Layers, Scored, SearchMethod, progress, uniform
-from .search_scopes import choose, group_size, grouped, has_units, layout_of, legal_count, renew, ungrouped
+from .search_scopes import choose, group_size, grouped, has_units, layout_of, legal_count, ungrouped
 
 GLOBAL_MAGNITUDE = "global-magnitude"
 INITS = (*first_scores.CRITERIA, "random", "proportional", "neutral", "zero")
@@ -111,6 +112,11 @@ class RankedSearch(SearchMethod):
                 raise ValueError(
                     f"{self.name}: scope {layout} moves whole groups, but the source holds only part of {name}"
                 )
+            if layer.locked is not None and self.scope not in ("layer", "global"):
+                raise ValueError(
+                    f"{self.name}: scope {self.scope!r} shares weights out by groups, some of which may have more locked "
+                    "in than that: take scope='layer' or 'global', or a RandomSource"
+                )
 
     def counts(self, layers: Layers) -> dict[str, int]:
         """Active weights of each layer."""
@@ -126,13 +132,19 @@ class RankedSearch(SearchMethod):
                 f"{sum(room.values())} that the source allows: change the density or the source"
             )
         if self.distribution == GLOBAL_MAGNITUDE:
-            scores = {
-                name: layer.inside(layer.weight.abs().float(), -math.inf) for name, layer in layers.items()
-            }
+            scores = {name: layer.ranking(layer.weight.abs().float()) for name, layer in layers.items()}
             kept = {name: int(mask.sum()) for name, mask in top_k_across(scores, total).items()}
         else:
             kept = allocate(self.distribution, shapes, self.density, capacity=room)
-        return {name: legal_count(layout, shapes[name], kept[name], name) for name in kept}
+        counts = {name: legal_count(layout, shapes[name], kept[name], name) for name in kept}
+        for name, layer in layers.items():
+            held = 0 if layer.locked is None else int(layer.locked.sum())
+            if counts[name] < held:
+                raise ValueError(
+                    f"{self.name}: {name} is given {counts[name]} active weights, and the source locks in {held} of it: "
+                    "raise the density, lower the source's share, or give both the same distribution"
+                )
+        return counts
 
     def live(self, layer: Scored, step: int, total_steps: int | None) -> int:
         """Active weights of a layer after ``step`` steps."""
@@ -160,7 +172,7 @@ class RankedSearch(SearchMethod):
             )
             if has_units(layout):
                 ranked = grouped(ranked, layout).sum(1)
-            first[name] = layer.inside(ranked, -math.inf)
+            first[name] = layer.ranking(ranked)
             layer.score = ranked.float()
         if first:
             for name, mask in self._choose(layers, first, {}, step=0, total_steps=total_steps).items():
@@ -188,9 +200,8 @@ class RankedSearch(SearchMethod):
         return first_scores.neutral(layer, shape, self.seed)
 
     def key(self, layer: Scored) -> Tensor:
-        """What is ranked, ``-inf`` outside the source."""
-        score = layer.score.abs() if self.rank == "absolute" else layer.score
-        return layer.inside(score, -math.inf)
+        """What is ranked, ``-inf`` outside the source, ``inf`` where weights are locked in."""
+        return layer.ranking(layer.score.abs() if self.rank == "absolute" else layer.score)
 
     def score_gradient(self, layer: Scored, signal: Tensor, step: int, total_steps: int | None) -> Tensor:
         layout = layout_of(self.scope)
@@ -232,18 +243,13 @@ class RankedSearch(SearchMethod):
         else:
             wants = {}
             for name, key in keys.items():
-                layer, mask = layers[name], units.get(name)
-                steady = mask is not None and not begin and layout.whole
-                if steady and counts[name] == self.live(layer, step - 1, total_steps):
-                    wants[name] = renew(key, mask, name)  # type: ignore[arg-type]
-                else:
-                    wants[name] = choose(key, self._in_units(counts[name], layer), layout, mask, name)
+                count = self._in_units(counts[name], layers[name])
+                wants[name] = choose(key, count, layout, units.get(name), name)
         if not free:
             wants = self._restrict(layers, keys, units, wants, step, total_steps)
         return {name: self._weights(want, layers[name]) for name, want in wants.items()}
 
     def _restrict(self, layers, keys, masks, wants, step: int, total_steps: int | None) -> dict[str, Tensor]:
-        done = progress(step - 1, total_steps) if total_steps else 0.0
         layout = layout_of(self.scope)
         moments = {
             key: {name: layer.moments[key] for name, layer in layers.items()}
@@ -253,7 +259,7 @@ class RankedSearch(SearchMethod):
         parts = {"key": keys, "mask": masks, "want": wants} | moments
         if self.scope == "global":
             flat = {p: torch.cat([t.reshape(-1) for t in found.values()]) for p, found in parts.items()}
-            mask = self._restrict_one("all layers", flat, None, step, done)
+            mask = self._restrict_one("all layers", flat, None, step, total_steps)
             split = mask.split([wants[name].numel() for name in wants])
             return {name: part.view_as(wants[name]).clone() for name, part in zip(wants, split, strict=True)}
         out = {}
@@ -263,14 +269,29 @@ class RankedSearch(SearchMethod):
                 part: (found[name] if layout.whole else grouped(found[name], layout)).reshape(-1)
                 for part, found in parts.items()
             }
-            mask = self._restrict_one(name, flat, row, step, done)
+            mask = self._restrict_one(name, flat, row, step, total_steps)
             shape = tuple(wants[name].shape)
             out[name] = mask.reshape(shape) if layout.whole else ungrouped(mask, layout, shape)
         return out
 
     def _restrict_one(
-        self, name: str, flat: Mapping[str, Tensor], row: int | None, step: int, done: float
+        self, name: str, flat: Mapping[str, Tensor], row: int | None, step: int, total_steps: int | None
     ) -> Tensor:
+        wanted = Swap.between(flat["mask"], flat["want"])
+        return self._limited(name, wanted, flat, row, step, total_steps).after(flat["mask"])
+
+    def _limited(
+        self,
+        name: str,
+        wanted: Swap,
+        flat: Mapping[str, Tensor],
+        row: int | None,
+        step: int,
+        total_steps: int | None,
+    ) -> Swap:
+        """What the restriction lets through, of flat keys and moments."""
+        done = progress(step - 1, total_steps) if total_steps else 0.0
+
         def worth(at: Tensor, arrives: bool) -> Tensor:
             if self.order == "random":
                 side = "in" if arrives else "out"
@@ -281,13 +302,25 @@ class RankedSearch(SearchMethod):
             curvature = self.samples * (flat["square"][at] - mean.square()).clamp_min(0)
             return (-mean if arrives else mean) - curvature / 2
 
-        return swaps.restrict(
-            flat["want"],
-            flat["mask"],
-            lambda wanted: swaps.cap(self.restriction, wanted, done),
-            worth,
-            row=row,
-        )
+        return swaps.limited(wanted, lambda count: swaps.cap(self.restriction, count, done), worth, row=row)
+
+    def swaps(self, layers: Layers, step: int, total_steps: int | None) -> dict[str, Swap]:
+        if self.scope != "layer":
+            return super().swaps(layers, step, total_steps)
+        return {name: self._swap(layer, step, total_steps) for name, layer in layers.items()}
+
+    def _swap(self, layer: Scored, step: int, total_steps: int | None) -> Swap:
+        """As ``choose`` in one layer, at the cost of what is contested where the count stays."""
+        count = self.live(layer, step, total_steps)
+        steady = count == self.live(layer, step - 1, total_steps) and 0 < count < layer.mask.numel()
+        if not steady or layer.mask.device.type != "cpu":
+            return super().swaps({layer.name: layer}, step, total_steps)[layer.name]
+        key = self.key(layer)
+        wanted = layer.stand().wanted(key, layer.name)
+        if self.restriction in ("none", 1) or not len(wanted):
+            return wanted
+        flat = {"key": key.view(-1)} | {part: moment.view(-1) for part, moment in layer.moments.items()}
+        return self._limited(layer.name, wanted, flat, None, step, total_steps)
 
     def _in_units(self, count: int, layer: Scored) -> int:
         layout = layout_of(self.scope)

@@ -18,7 +18,7 @@ from ..layers import Layer, find, left_dense
 from ..methods.ranked import RankedSearch
 from ..methods.search import Scored, SearchMethod
 from ..names import plain
-from ..sources import DenseSource, Source
+from ..sources import DenseSource, Source, Support
 from .engine import Search
 from .signals import Loss, measure
 from .sites import ScoreSite
@@ -87,7 +87,10 @@ def search(
     _check(model, found)
     source = source or DenseSource()
     supports = source.supports(found)
-    sites = {name: ScoreSite(layer, supports[name].mask()) for name, layer in found.items()}
+    _check_locked(method, supports)
+    sites = {
+        name: ScoreSite(layer, supports[name].mask(), supports[name].locked) for name, layer in found.items()
+    }
     scored = {name: site.scored for name, site in sites.items()}
     method.check(scored, total_steps)
     if total_steps is None and method.scheduled:
@@ -149,6 +152,15 @@ def _check(model: nn.Module, found: Mapping[str, Layer]) -> None:
             raise ValueError(f"{name} is {layer.parameter.dtype}: floating-point weights are needed")
         if not bool(layer.parameter.isfinite().all()):
             raise ValueError(f"{name} holds weights that are not finite: the pre-trained net is damaged")
+
+
+def _check_locked(method: SearchMethod, supports: Mapping[str, Support]) -> None:
+    locks = any(support.locked is not None and bool(support.locked.any()) for support in supports.values())
+    if locks and (method.soft or not isinstance(method, RankedSearch)):
+        raise ValueError(
+            f"{method.name} does not compute with the weights its ranked scores leave as they are, so weights cannot be "
+            "locked in: take ss.RandomSource, or another search such as ss.EdgePopup"
+        )
 
 
 def _signals(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..methods.search import Scored
 from ..tables import percent, table
 from .sites import ScoreSite
 
@@ -22,6 +23,7 @@ class ScoreRow:
     num_weights: int
     num_active: int
     num_source: int
+    num_locked: int = 0
 
     @property
     def density(self) -> float:
@@ -79,6 +81,8 @@ class SearchReport:
             f"{self.method} in {self.source} source, step {self.step}: {swapped}",
             table(["layer", "shape", "weights", "active", "density", "source"], rows),
         ]
+        if locked := sum(row.num_locked for row in self.layers):
+            lines.append(f"{locked:,} weights are locked in, {source - locked:,} positions are searched")
         lines += [
             f"{name} is not searched ({reason}): {count:,} weights"
             for name, (reason, count) in self.excluded.items()
@@ -93,8 +97,8 @@ class SearchReport:
 def build_report(search: Search, sites: Mapping[str, ScoreSite], excluded: Mapping[str, str]) -> SearchReport:
     """Count what is active where."""
     rows = [
-        ScoreRow(n, s.scored.shape, s.scored.weight.numel(), int(s.scored.mask.sum()), s.scored.capacity)
-        for n, s in sites.items()
+        ScoreRow(n, s.shape, s.weight.numel(), int(s.mask.sum()), s.capacity, _locked(s))
+        for n, s in ((name, site.scored) for name, site in sites.items())
     ]
     weights, active = sum(row.num_weights for row in rows), sum(row.num_active for row in rows)
     sizes = {name: p.numel() for name, p in search.model.named_parameters()}
@@ -114,3 +118,7 @@ def build_report(search: Search, sites: Mapping[str, ScoreSite], excluded: Mappi
         rows,
         left,
     )
+
+
+def _locked(layer: Scored) -> int:
+    return 0 if layer.locked is None else int(layer.locked.sum())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..execution.hooks import nothing
 from ..layers import Layer
+from ..methods.renewal import Swap
 from ..methods.search import Scored
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class ScoreSite:
     Args:
         layer: the layer.
         source: flat bool of the positions that may ever be active, or None for all.
+        locked: flat bool of those that always are, or None for none.
 
     Attributes:
         parameter: the layer's weight; holds the effective values.
@@ -29,12 +31,13 @@ class ScoreSite:
         score: the trained parameter.
     """
 
-    def __init__(self, layer: Layer, source: Tensor | None):
+    def __init__(self, layer: Layer, source: Tensor | None, locked: Tensor | None = None):
         self.layer, self.name = layer, layer.name
         self.parameter: nn.Parameter = layer.parameter
         weight = self.parameter.detach().clone(memory_format=torch.contiguous_format)
         inside = None if source is None else source.to(weight.device).reshape(layer.shape)
         self.scored = Scored(layer.name, weight, inside)
+        self.scored.locked = None if locked is None else locked.to(weight.device).reshape(layer.shape)
         self.score: nn.Parameter
         self._handle = None
         self._required_grad = self.parameter.requires_grad
@@ -76,20 +79,16 @@ class ScoreSite:
         _ = self.parameter.copy_(self.effective(values))
 
     @torch.no_grad()
-    def place(self, mask: Tensor) -> tuple[int, int]:
-        """Take over a mask and write what it changed; returns how many weights changed, and how many went of them."""
+    def place(self, swap: Swap) -> None:
+        """Make a swap, and write the weights it changes."""
         scored = self.scored
-        changed = (mask ^ scored.mask).view(-1).nonzero().squeeze(1)
-        if not len(changed):
-            return 0, 0
-        arrives = mask.view(-1)[changed]
-        scored.mask = mask
-        if self.parameter.is_contiguous():
-            new = torch.where(arrives, scored.weight.view(-1)[changed], 0)
-            self.parameter.detach().view(-1)[changed] = new
-        else:
+        scored.change(swap)
+        if not self.parameter.is_contiguous():
             self.write(None)
-        return len(changed), len(changed) - int(arrives.count_nonzero())
+            return
+        flat = self.parameter.detach().view(-1)
+        _ = flat.index_fill_(0, swap.leaving, 0)
+        _ = flat.index_copy_(0, swap.arriving, scored.weight.view(-1)[swap.arriving])
 
     def is_untouched(self, values: Tensor | None) -> bool:
         """Whether the weight still holds, bit for bit, what the search wrote."""

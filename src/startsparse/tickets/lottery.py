@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..costs import uses_per_sample
 from ..layers import Layer, find
 from ..methods.iterative import IMP, EarlyBird
-from ..sources import DenseSource, Source, describe
+from ..sources import DenseSource, Source, describe, refuse_locked
 from .budget import Budget
 from .early import Settling, pruned
 from .level import Level
@@ -78,6 +78,7 @@ def lottery(
         raise TypeError(
             f"method must be one of ss.methods.names('lottery'), such as ss.IMP(density=0.05), got {method!r}"
         )
+    refuse_locked(source)
     return Lottery(model, method, source or DenseSource(), layers, execution, example_input)
 
 
