@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..execution.hooks import nothing
 from ..layers import Layer
-from ..methods.renewal import Swap
 from ..methods.search import Scored
 
 if TYPE_CHECKING:
@@ -79,16 +78,20 @@ class ScoreSite:
         _ = self.parameter.copy_(self.effective(values))
 
     @torch.no_grad()
-    def place(self, swap: Swap) -> None:
-        """Make a swap, and write the weights it changes."""
+    def place(self, mask: Tensor) -> tuple[int, int]:
+        """Take over a mask and write what it changed; returns how many weights changed, and how many went of them."""
         scored = self.scored
-        scored.change(swap)
-        if not self.parameter.is_contiguous():
+        changed = (mask ^ scored.mask).view(-1).nonzero().squeeze(1)
+        if not len(changed):
+            return 0, 0
+        arrives = mask.view(-1)[changed]
+        scored.mask = mask
+        if self.parameter.is_contiguous():
+            new = torch.where(arrives, scored.weight.view(-1)[changed], 0)
+            self.parameter.detach().view(-1)[changed] = new
+        else:
             self.write(None)
-            return
-        flat = self.parameter.detach().view(-1)
-        _ = flat.index_fill_(0, swap.leaving, 0)
-        _ = flat.index_copy_(0, swap.arriving, scored.weight.view(-1)[swap.arriving])
+        return len(changed), len(changed) - int(arrives.count_nonzero())
 
     def is_untouched(self, values: Tensor | None) -> bool:
         """Whether the weight still holds, bit for bit, what the search wrote."""
