@@ -24,6 +24,7 @@ def test_plan_and_run_agree():
     plan = build.plan_of(chosen)
     assert plan.num_final == bench.sparsifier.target_count == round(0.1 * 50_200)
     assert bench.job.settings.total_steps == 120
+    assert plan.flops.batch == 32 and plan.flops.dense_training == 6 * 50_200
     with pytest.raises(ValueError, match="nothing to plan"):
         build.plan_of(recipe.parse(RAW | {"method": None}))
 

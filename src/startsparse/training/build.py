@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,12 +77,10 @@ def total_steps(recipe: Recipe, examples: int) -> int:
     return (recipe.train.epochs or 0) * (batches // recipe.train.accumulate)
 
 
-def plan_of(recipe: Recipe, batch: int | None = None) -> Any:
+def plan_of(recipe: Recipe) -> Any:
     """What the method will make of the model; printable, with ``as_dict()`` and ``warnings``. No data are needed.
 
-    Args:
-        recipe: of a run with a method.
-        batch: examples the costs are counted with, one batch of the run if None.
+    One example is enough to count with; only ``execution: auto``, which times layers, runs a whole batch.
 
     Raises:
         ValueError: the recipe has no method, or asks for what its layers cannot hold.
@@ -92,18 +90,20 @@ def plan_of(recipe: Recipe, batch: int | None = None) -> Any:
         raise ValueError("method: a dense run has nothing to plan")
     entry, chosen = recipe.data.entry(), recipe.data
     model = model_of(recipe)
-    return ss.plan(
+    batch = min(chosen.batch_size, entry.examples)
+    plan = ss.plan(
         model,
         method,
         source=source,
         layers=recipe.layers,
         execution=recipe.train.execution,
         optimizer=optimizer_of(recipe, model),
-        example_input=example_of(entry, batch or min(chosen.batch_size, entry.examples)),
+        example_input=example_of(entry, batch if recipe.train.execution == "auto" else 1),
         total_steps=total_steps(
             recipe, entry.examples - data.num_held_out(entry.examples, chosen.validation)
         ),
     )
+    return replace(plan, flops=None if plan.flops is None else replace(plan.flops, batch=batch))
 
 
 def example_of(entry: data.Entry, batch: int) -> Tensor:

@@ -60,7 +60,7 @@ def check(recipe: Recipe) -> DryRun:
     missing = [lack] if (lack := data.missing(chosen.name, chosen.root, chosen.options)) else []
     device = _device(recipe, missing)
     count, tried = _try_model(recipe, entry)
-    plan = None if recipe.method is None else build.plan_of(recipe, batch=1)
+    plan = None if recipe.method is None else build.plan_of(recipe)
     facts = {
         "data": f"{chosen.name}, {examples:,} to train on, {held_out:,} held out, {entry.classes} classes",
         "model": f"{recipe.model.name}, {count:,} parameters, {tried}",
