@@ -257,3 +257,80 @@ def test_the_command_runs_stages(tmp_path, capsys):
     assert main([*arguments, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["live_weights"] == 401 and (tmp_path / "runs" / printed["stages"][0] / "output").exists()
+
+
+EARLY = {"name": "early-bird", "density": 0.3, "window": 2, "tolerance": 0.2}
+
+
+def early(tmp_path, **method):
+    """Four steps an epoch."""
+    listed = [{"stage": "lottery", "method": EARLY | method, "train": {"epochs": 8, "checkpoint_every": 3}}]
+    return run(tmp_path, listed, data={"name": "digits", "batch_size": 300})
+
+
+def test_an_early_bird_stops_its_first_training_once_the_ticket_has_settled(tmp_path, trained):
+    found, result = early(tmp_path)
+    first = found.stages[0]
+    ended = trained.index(1, 1)  # where the second training begins
+    assert 3 * 4 <= ended < 8 * 4 and ended % 4 == 0
+    tickets = sorted(found.output(first).glob("ticket-of-epoch-*"))
+    assert len(tickets) == ended // 4
+    assert len(trained) - ended == 8 * 4, "the ticket has the whole schedule"
+    assert result["costs"]["dense_samples"] == ended * 300 and result["costs"]["sparse_samples"] == 32 * 300
+    drawn = [set(ss.masks.unpack(load_tree(f)["fc1.weight"], (16, 64)).flatten().nonzero().flatten().tolist())
+             for f in tickets[-3:]]  # fmt: skip
+    assert all(len(drawn[-1] & before) >= 0.7 * len(drawn[-1]) for before in drawn[:2])
+    _, never = early(tmp_path, tolerance=0.0)
+    assert never["costs"]["dense_samples"] == 32 * 300
+    with pytest.raises(RecipeError, match="only weights are looked at"):
+        early(tmp_path, criterion="obd")
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 6, 8])
+def test_a_killed_early_bird_stops_where_it_would_have(tmp_path, monkeypatch, at):
+    whole, result = early(tmp_path / "whole")
+    real, calls = runs.checkpoint.save, []
+
+    def save(*arguments):
+        real(*arguments)
+        calls.append(1)
+        if len(calls) == at:
+            raise Killed
+
+    monkeypatch.setattr(runs.checkpoint, "save", save)
+    with pytest.raises(Killed):
+        early(tmp_path / "killed")
+    monkeypatch.setattr(runs.checkpoint, "save", real)
+    killed, again = early(tmp_path / "killed")
+    assert again["costs"]["dense_samples"] == result["costs"]["dense_samples"]
+    a, b = ticket_of(whole, -1), ticket_of(killed, -1)
+    assert all(torch.equal(a.weights[n], b.weights[n]) for n in a.weights)
+
+
+def test_optimal_brain_damage_between_stages(tmp_path):
+    listed = [
+        {"stage": "train"},
+        {"stage": "prune", "density": 0.3, "criterion": "obd"},
+        {"stage": "fine-tune"},
+    ]
+    found, _ = run(tmp_path, listed)
+    by_size, _ = run(tmp_path, [listed[0], {"stage": "prune", "density": 0.3}, listed[2]])
+    trained, pruned = ticket_of(found, 0), ticket_of(found, 1)
+    assert pruned.num_active == ticket_of(by_size, 1).num_active == round(0.3 * trained.num_weights)
+    assert any(not torch.equal(m, ticket_of(by_size, 1).masks[n]) for n, m in pruned.masks.items())
+
+    from startsparse.training import build
+
+    job = build.bench_of(found.stages[0].recipe).job
+    trained.put(job.model)
+    squares = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in trained.masks.items()}
+    for index in range(16):
+        inputs, labels = job.batches.get(0, index)
+        job.model.zero_grad()
+        torch.nn.functional.cross_entropy(job.model(job.data.normalise(inputs)), labels).backward()
+        for name in squares:
+            squares[name] += job.model.get_parameter(name).grad ** 2 / 16
+    scores = {name: trained.weights[name] ** 2 * square / 2 for name, square in squares.items()}
+    kept = torch.cat([scores[n][m] for n, m in pruned.masks.items()])
+    gone = torch.cat([scores[n][~m] for n, m in pruned.masks.items()])
+    assert kept.min() >= gone.max() * (1 - 1e-4)

@@ -54,7 +54,7 @@ class Position:
 
 @dataclass
 class Job:
-    """Everything a step touches. ``data`` says how bytes become inputs."""
+    """Everything a step touches. ``data`` says how bytes become inputs; ``stopped`` ends a run before its time."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -63,6 +63,7 @@ class Job:
     batches: Batches
     settings: Settings
     position: Position = field(default_factory=Position)
+    stopped: bool = False
 
     def __post_init__(self):
         per_step = self.settings.accumulate
@@ -75,8 +76,8 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the run has had all its steps."""
-        return self.position.step >= self.settings.total_steps
+        """Whether the run has had all its steps, or was stopped."""
+        return self.stopped or self.position.step >= self.settings.total_steps
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as nested plain data and tensors."""

@@ -11,21 +11,19 @@ from torch import Tensor
 
 import startsparse as ss
 from startsparse import artifact
-from startsparse.layers import find
-from startsparse.methods.iterative import IMP
 from startsparse.names import plain
 from startsparse.sources import MaskSource
 from startsparse.tickets.branches import branch
 from startsparse.tickets.budget import Budget
-from startsparse.tickets.early import pruned
 from startsparse.tickets.level import Given
 from startsparse.tickets.ticket import Ticket, snapshot
 from startsparse.training import build, loop, optim, runs
 from startsparse.training.files import load_tree, save_tree, write_atomic
 from startsparse.training.folder import FolderError, RunFolder, environment
 from startsparse.training.progress import open_progress
-from startsparse.training.recipe import differences
-from startsparse.training.stages import Stage, Stages, first_of
+from startsparse.training.recipe import Recipe, differences
+from startsparse.training.stage_chain import Stage, Stages, first_of, steps_of
+from startsparse.training.stage_pruning import Settled, prune
 
 OUTPUT = "output"
 
@@ -110,7 +108,7 @@ def _change(stages: Stages, stage: Stage, before: Output) -> Output:
     """Prune, rewind or branch: no training."""
     ticket, options = before.ticket, stage.options
     if stage.kind == "prune":
-        ticket = dataclasses.replace(ticket, masks=_pruned(stages, ticket, **options))
+        ticket = prune(_trained_by(stages, stage), ticket, **options)
     elif stage.kind == "rewind":
         step = options["step"]
         ticket = dataclasses.replace(ticket, weights=before.kept[step] if step else ticket.initial, step=step)
@@ -119,27 +117,10 @@ def _change(stages: Stages, stage: Stage, before: Output) -> Output:
     return dataclasses.replace(before, ticket=ticket)
 
 
-def _pruned(stages: Stages, ticket: Ticket, density: float, distribution: Any) -> dict[str, Tensor]:
-    model = build.model_of(stages.base)
-    ticket.put(model)
-    layers = find(model, list(ticket.masks))
-    views = {
-        name: ss.methods.DenseView(
-            name,
-            layer.parameter.detach(),
-            ticket.masks[name],
-            None if name not in ticket.sources else ticket.sources[name].reshape(-1),
-            geometry=layer.geometry,
-        )
-        for name, layer in layers.items()
-    }
-    count = round(density * ticket.num_weights)
-    if count > ticket.num_active:
-        raise ValueError(
-            f"prune to density {density:g}: {count} weights are asked for, but only {ticket.num_active} live at this stage"
-        )
-    method = IMP(density, distribution)
-    return pruned(views, method.update(views, 0, count, None))
+def _trained_by(stages: Stages, stage: Stage) -> Recipe:
+    """The recipe of the last training before a stage; of none, what all stages share."""
+    earlier = stages.stages[: stages.stages.index(stage)]
+    return next((one.recipe for one in reversed(earlier) if one.recipe is not None), stages.base)
 
 
 def _train(stage: Stage, before: Output, folder: RunFolder, progress: bool) -> Output:
@@ -154,7 +135,6 @@ def _train(stage: Stage, before: Output, folder: RunFolder, progress: bool) -> O
         stage.first, stage.first // per_epoch, stage.first % per_epoch * job.settings.accumulate
     )
     method = None if recipe.method is None else ss.methods.make(**recipe.resolved()["method"])
-    costs = _costs(bench, ticket, method, stage)
     if stage.kind == "search":
         bench.sparsifier = _searched(bench, ticket, method, recipe)
     elif method is not None or ticket.num_active < ticket.num_weights:
@@ -167,9 +147,14 @@ def _train(stage: Stage, before: Output, folder: RunFolder, progress: bool) -> O
             layers=list(ticket.masks),
             execution=recipe.train.execution,
         )
-    keeper = job.optimizer.register_step_post_hook(lambda *_: _keep(stage, bench, folder, ticket))
+    until = stage.options.get("until_settled")
+    settled = None if until is None else Settled(folder.path, ticket, **until)
+    keeper = job.optimizer.register_step_post_hook(
+        lambda *_: _after_step(stage, bench, folder, ticket, settled)
+    )
     folder.claim(recipe)
     runs.resume(bench, folder)
+    job.stopped = settled is not None and settled.after(job.position.epoch - 1)
     show = open_progress(job.settings.total_steps, job.position.step, progress)
     try:
         runs.train(bench, folder, show)
@@ -186,6 +171,7 @@ def _train(stage: Stage, before: Output, folder: RunFolder, progress: bool) -> O
     weights = {name: tensor.cpu() for name, tensor in snapshot(job.model).items()}
     after = dataclasses.replace(ticket, masks=masks, weights=weights, step=job.position.step)
     seconds = sum(json.loads(line)["seconds"] for line in folder.timing.path.read_text().splitlines())
+    costs = _costs(recipe, ticket, method, stage, job.position.step)
     return Output(after, kept, before.costs + dataclasses.replace(costs, seconds=seconds))
 
 
@@ -210,34 +196,39 @@ def _batches(job: loop.Job) -> list[tuple[Tensor, Tensor]]:
     return [job.batches.get(0, index) for index in range(min(10, len(job.batches)))]
 
 
-def _keep(stage: Stage, bench: build.Bench, folder: RunFolder, ticket: Ticket) -> None:
-    """After the step that a later stage rewinds to: put the weights aside."""
-    step = bench.job.position.step + 1
-    if step in stage.keep:
-        model, sparse = bench.job.model, bench.sparsifier
-        state = (
-            model.state_dict()
-            if sparse is None or not hasattr(sparse, "dense_state_dict")
-            else sparse.dense_state_dict()
-        )
-        state = {plain(name): tensor for name, tensor in state.items()}
-        save_tree(
-            folder.path / f"step-{step}", {name: state[name].detach().clone() for name in ticket.weights}
-        )
+def _after_step(
+    stage: Stage, bench: build.Bench, folder: RunFolder, ticket: Ticket, settled: Settled | None
+) -> None:
+    """Put the weights aside that a later stage rewinds to, and look at the ticket where an epoch ends."""
+    job = bench.job
+    if job.position.step + 1 in stage.keep:
+        save_tree(folder.path / f"step-{job.position.step + 1}", _weights(bench, ticket))
+    last_of_epoch = job.position.batch + job.settings.accumulate > len(job.batches)
+    if settled is not None and last_of_epoch:
+        job.stopped = settled.add(job.position.epoch, job.model)
 
 
-def _costs(bench: build.Bench, ticket: Ticket, method: Any, stage: Stage) -> Budget:
-    """Samples and FLOPs of a stage, counted before it begins; a search trains all weights of its source."""
-    job, recipe = bench.job, bench.recipe
-    total, per_step = job.settings.total_steps, recipe.data.batch_size * job.settings.accumulate
-    steps = range(stage.first, total)
+def _weights(bench: build.Bench, ticket: Ticket) -> dict[str, Tensor]:
+    dense = getattr(bench.sparsifier, "dense_state_dict", bench.job.model.state_dict)
+    state = {plain(name): tensor for name, tensor in dense().items()}
+    return {name: state[name].detach().clone() for name in ticket.weights}
+
+
+def _costs(recipe: Recipe, ticket: Ticket, method: Any, stage: Stage, end: int) -> Budget:
+    """Samples and FLOPs of the steps a stage has made, counted; a search trains all weights of its source."""
+    entry = recipe.data.entry()
+    total, per_step = steps_of(stage), recipe.data.batch_size * recipe.train.accumulate
+    steps = range(stage.first, end)
     planned = (
         method if method is not None and stage.kind != "search" else Given(ticket.density, masks=ticket.masks)
     )
-    source = MaskSource(ticket.masks) if planned is method else MaskSource(ticket.sources)
-    example = build.example_of(recipe.data.entry(), 1)
     plan = ss.plan(
-        job.model, planned, source=source, layers=list(ticket.masks), total_steps=total, example_input=example
+        build.model_of(recipe),
+        planned,
+        source=MaskSource(ticket.masks if planned is method else ticket.sources),
+        layers=list(ticket.masks),
+        total_steps=total,
+        example_input=build.example_of(entry, 1),
     )
     assert plan.flops is not None
     counts = [planned.target(step - 1, plan.num_weights, plan.num_start, total) for step in steps]

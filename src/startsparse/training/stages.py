@@ -1,28 +1,19 @@
-"""A recipe of several stages: train, prune, rewind and so on, one after the other on one net. Described and checked here.
-
-Each stage's output is addressed by all that produced it, so a stage that is done is never done again, and recipes that
-begin alike share their beginning.
-"""
+"""Recipes of several stages, read and checked: train, prune, rewind and so on, one after the other on one net."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from startsparse import methods
-from startsparse.layers import find
+from startsparse.methods.iterative import EarlyBird
 from startsparse.names import nearest
-from startsparse.sources import DenseSource
-from startsparse.tables import table
 from startsparse.tickets.branches import BRANCHES
-from startsparse.tickets.lottery import first_ticket
-from startsparse.training import build, data, options, reading
+from startsparse.training import options, reading
 from startsparse.training import recipe as recipes
 from startsparse.training.recipe import Recipe, RecipeError
+from startsparse.training.stage_chain import Stage, Stages, addressed, first_of, steps_of
 
 TRAINING = {"train": None, "fine-tune": None, "transform": "attach", "search": "search"}
 KEYS: dict[str, tuple[str, ...]] = {
@@ -32,70 +23,6 @@ KEYS: dict[str, tuple[str, ...]] = {
     "branch": ("kind", "seed"),
     "lottery": ("method", "optimizer", "schedule", "train"),
 }
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a recipe.
-
-    Attributes:
-        kind: a key of ``KEYS``, but "lottery", which stands for several stages.
-        options: of a stage that does not train.
-        recipe: of one that does.
-        keep: optimizer steps whose weights a later stage rewinds to.
-        first: the step its schedule and the order of its data begin at.
-        address: of its output: a hash of all that produced it.
-    """
-
-    kind: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    recipe: Recipe | None = None
-    keep: tuple[int, ...] = ()
-    first: int = 0
-    address: str = ""
-
-    def produces(self) -> dict[str, Any]:
-        """What of the stage decides its output, as plain data."""
-        trained = {} if self.recipe is None else {"recipe": self.recipe.identity()}
-        return {
-            "stage": self.kind,
-            "options": dict(self.options),
-            "keep": list(self.keep),
-            "first": self.first,
-        } | trained
-
-
-@dataclass(frozen=True)
-class Stages:
-    """A recipe of several stages.
-
-    Attributes:
-        base: what all stages share.
-        stages: in order, each with its address.
-    """
-
-    base: Recipe
-    stages: tuple[Stage, ...]
-
-    @property
-    def folder(self) -> Path:
-        """Where the result lies: the recipe's name and the address of its last stage, inside ``out``."""
-        return Path(self.base.out) / f"{self.base.name}-{self.stages[-1].address}"
-
-    def output(self, stage: Stage) -> Path:
-        """Where a stage's output lies; recipes that begin alike share it."""
-        return Path(self.base.out) / "stages" / f"{stage.kind}-{stage.address}"
-
-    def __str__(self) -> str:
-        rows = [[s.kind, str(self.output(s)), json.dumps(dict(s.options))] for s in self.stages]
-        return f"{table(['stage', 'output', 'options'], rows)}\nresult in {self.folder}"
-
-    def resolved(self) -> dict[str, Any]:
-        """Every value as plain data."""
-        return {
-            "base": self.base.resolved(),
-            "stages": [s.produces() | {"address": s.address} for s in self.stages],
-        }
 
 
 def has_stages(raw: Mapping[str, Any]) -> bool:
@@ -146,7 +73,7 @@ def parse(raw: dict[str, Any]) -> Stages:
     if wrong:
         raise RecipeError("\n".join(wrong))
     base = base.model_copy(update=_checked_place(inside, shared))
-    return Stages(base, _addressed(_rewound(found), base))
+    return Stages(base, addressed(_rewound(found), base), raw)
 
 
 def _checked_place(inside: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
@@ -200,9 +127,7 @@ def _plain(kind: str, given: dict[str, Any]) -> dict[str, Any]:
         problems = options.problems("method", "imp", given | {"levels": 1})
         if problems:
             raise RecipeError("\n".join(line.removeprefix("method.") for line in problems))
-        if given.get("criterion", "magnitude") != "magnitude":
-            raise RecipeError("criterion: between stages only weights are kept: 'magnitude' alone")
-        return {"density": given["density"], "distribution": given.get("distribution", "global")}
+        return _prune(given["density"], given.get("distribution", "global"), given.get("criterion"))
     if kind == "rewind":
         step = given.get("step", 0)
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
@@ -215,6 +140,12 @@ def _plain(kind: str, given: dict[str, Any]) -> dict[str, Any]:
     return {"kind": given["kind"], "seed": given.get("seed", 0)}
 
 
+def _prune(density: float, distribution: Any, criterion: str | None) -> dict[str, Any]:
+    """The options of a pruning; the usual criterion is left out."""
+    named = {"criterion": criterion} if criterion not in (None, "magnitude") else {}
+    return {"density": density, "distribution": distribution} | named
+
+
 def _lottery(
     given: dict[str, Any], shared: dict[str, Any], inside: dict[str, Any], base: Recipe
 ) -> list[Stage]:
@@ -223,8 +154,6 @@ def _lottery(
     if chosen.method is None or methods.get(chosen.method.name).kind != "lottery":
         raise RecipeError(f"method: lottery needs one of {', '.join(methods.names('lottery'))}")
     method = methods.make(**chosen.resolved()["method"])
-    if method.criterion != "magnitude":
-        raise RecipeError("method.criterion: between stages only weights are kept: 'magnitude' alone")
     bare = chosen.model_copy(update={"method": None})
     place = base.model_copy(update=_checked_place(inside, shared))
     try:
@@ -232,21 +161,22 @@ def _lottery(
         counts = method.counts(ticket.num_weights, ticket.num_active)
     except ValueError as error:
         raise RecipeError(f"method: {error}") from error
-    stages = [Stage("train", recipe=bare)]
-    for count in counts[1:]:
-        density = count / ticket.num_weights
-        stages.append(Stage("prune", {"density": density, "distribution": method.distribution}))
+    prunings = [
+        _prune(count / ticket.num_weights, method.distribution, method.criterion) for count in counts[1:]
+    ]
+    settle: dict[str, Any] = {}
+    if isinstance(method, EarlyBird) and prunings:
+        if method.criterion != "magnitude":
+            raise RecipeError(
+                "method.criterion: between epochs only weights are looked at: 'magnitude' alone"
+            )
+        settle = {"until_settled": prunings[0] | {"window": method.window, "tolerance": method.tolerance}}
+    stages = [Stage("train", settle, recipe=bare)]
+    for pruning in prunings:
+        stages.append(Stage("prune", pruning))
         stages += [Stage("rewind", {"step": method.rewind_step})] if method.rewind == "weights" else []
         stages.append(Stage("train", recipe=bare))
     return stages
-
-
-def first_of(base: Recipe) -> Any:
-    """The ticket all stages begin with: all of the source, on the initial weights."""
-    model = build.model_of(base)
-    resolved = base.resolved()
-    source = None if resolved["source"] is None else build.ss.sources.make(**resolved["source"])
-    return first_ticket(model, find(model, base.layers), source or DenseSource())
 
 
 def _order(stages: list[Stage]) -> list[str]:
@@ -265,15 +195,6 @@ def _order(stages: list[Stage]) -> list[str]:
     return wrong
 
 
-def steps_of(stage: Stage) -> int:
-    """Optimizer steps of a stage that trains, counted from the begin of its schedule."""
-    assert stage.recipe is not None
-    entry, chosen = stage.recipe.data.entry(), stage.recipe.data
-    return build.total_steps(
-        stage.recipe, entry.examples - data.num_held_out(entry.examples, chosen.validation)
-    )
-
-
 def _rewound(stages: list[Stage]) -> list[Stage]:
     """The first training keeps the weights that are rewound to; what follows a rewinding begins at its step."""
     keep = tuple(sorted({s.options["step"] for s in stages if s.kind == "rewind"} - {0}))
@@ -286,17 +207,6 @@ def _rewound(stages: list[Stage]) -> list[Stage]:
         if stage.recipe is None:
             out.append(stage)
             continue
-        out.append(Stage(stage.kind, recipe=stage.recipe, keep=() if trained else keep, first=first))
+        out.append(Stage(stage.kind, stage.options, stage.recipe, () if trained else keep, first))
         first, trained = 0, True
     return out
-
-
-def _addressed(stages: list[Stage], base: Recipe) -> tuple[Stage, ...]:
-    """Each stage with the hash of itself and all before it."""
-    history: list[Any] = [base.identity()]
-    out = []
-    for stage in stages:
-        history.append(stage.produces())
-        digest = hashlib.sha256(json.dumps(history, sort_keys=True).encode()).hexdigest()[:12]
-        out.append(Stage(stage.kind, stage.options, stage.recipe, stage.keep, stage.first, digest))
-    return tuple(out)
