@@ -5,7 +5,7 @@ from torch import nn
 import startsparse as ss
 from startsparse.training import models
 
-IMAGES = [name for name in models.names() if name != "gpt"]
+IMAGES = [name for name in models.names() if name not in ("gcn", "gpt")]
 SMALL = {"lenet5": (1, 12, 12)}  # the smallest image of a model, where 8x8 is below it
 
 

@@ -9,6 +9,7 @@ import startsparse as ss
 from startsparse.training import loop, models
 
 SMALL = {
+    "gcn": {"widths": [32], "input_shape": (5, 5, 20)},
     "gpt": {"width": 16, "depth": 2, "heads": 2, "input_shape": (8,), "classes": 11},
     "lenet-300-100": {"input_shape": (1, 8, 8)},
     "lenet5": {"input_shape": (1, 12, 12)},

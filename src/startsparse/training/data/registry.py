@@ -11,22 +11,14 @@ from pathlib import Path
 
 import torch
 
-from startsparse.training.data import hub, idx, images, parquet, table, text
+from startsparse.training.data import bundled, hub, idx, images, parquet, table, text
 from startsparse.training.data.entry import Entry
 from startsparse.training.data.errors import MissingData
 from startsparse.training.data.options import Options
 from startsparse.training.data.splits import Dataset, Split, hold_out
-from startsparse.training.names import find, require
+from startsparse.training.names import find
 
 DEFAULT_ROOT = "../shared/data"
-
-
-def read_digits(_: Path) -> tuple[Split, Split]:
-    """scikit-learn's 1,797 digits of 8x8; the last 360, by other writers than most of the rest, are the test part."""
-    bunch = require("sklearn.datasets", "the data set digits").load_digits()
-    inputs = torch.from_numpy(bunch.images).mul(15).to(torch.uint8)[:, None]
-    labels = torch.from_numpy(bunch.target).long()
-    return Split(inputs[:-360], labels[:-360]), Split(inputs[-360:], labels[-360:])
 
 
 TABLE = {
@@ -57,7 +49,15 @@ TABLE = {
     ),
     "digits": Entry(
         "1,437 + 360 handwritten digits, 8x8; comes with scikit-learn",
-        (1, 8, 8), 1_437, read_digits, (0.2874,), (0.3534,), has_home=False,
+        (1, 8, 8), 1_437, bundled.read_digits, (0.2874,), (0.3534,), has_home=False,
+    ),
+    "digits-graph": Entry(
+        "400 + 1,397 nodes of a graph of nearest neighbours over these digits; comes with scikit-learn",
+        (9, 9, 64), 400, bundled.read_digits_graph, (0.2874,), (0.3534,), has_home=False,
+    ),
+    "breast-cancer": Entry(
+        "455 + 114 rows of 30 measurements, 2 classes; comes with scikit-learn",
+        (30,), 455, bundled.read_breast_cancer, classes=2, has_home=False,
     ),
 }  # fmt: skip
 
@@ -84,8 +84,8 @@ def names() -> list[str]:
     """The data sets ``load`` knows, besides those with a prefix (``KINDS``).
 
     Example:
-        >>> names()
-        ['cifar10', 'cifar100', 'digits', 'fashion-mnist', 'imagenet', 'mnist', 'tiny-imagenet', 'tinyshakespeare']
+        >>> names()[:5]
+        ['breast-cancer', 'cifar10', 'cifar100', 'digits', 'digits-graph']
     """
     return sorted(TABLE)
 

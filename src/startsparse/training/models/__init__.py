@@ -8,6 +8,7 @@ from torch import nn
 
 from startsparse.training.models import libraries
 from startsparse.training.models.cnn import small_cnn
+from startsparse.training.models.gcn import gcn
 from startsparse.training.models.gpt import gpt
 from startsparse.training.models.lenet import lenet5
 from startsparse.training.models.mlp import lenet_300_100, mlp
@@ -19,6 +20,7 @@ from startsparse.training.models.vit import vit_tiny
 from startsparse.training.names import find
 
 TABLE: dict[str, Callable[..., nn.Module]] = {
+    "gcn": gcn,
     "gpt": gpt,
     "lenet-300-100": lenet_300_100,
     "lenet5": lenet5,
@@ -42,7 +44,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()[:4]
-        ['gpt', 'lenet-300-100', 'lenet5', 'mlp']
+        ['gcn', 'gpt', 'lenet-300-100', 'lenet5']
     """
     return sorted(TABLE)
 
@@ -73,6 +75,7 @@ def make(name: str, **options: object) -> nn.Module:
 
 __all__ = [
     "TABLE",
+    "gcn",
     "get",
     "gpt",
     "lenet5",
