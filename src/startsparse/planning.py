@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from .costs import inference_flops, sparse_training_bytes, training_bytes, training_flops, uses_per_sample
 from .draw import Drawn
+from .execution.arriving import CANDIDATE_BYTES
 from .execution.auto import faster
 from .execution.choice import Choice, choose
 from .execution.interface import FirstSite
@@ -89,14 +90,22 @@ class Gradients:
         bytes: of one accumulator a layer: held at the steps that need it.
         steps: of the run that need it; None if its length is unknown.
         kept: whether it is carried from one step to the next, as in a window of several steps.
+        reduced: bytes of the candidates that a gradient is reduced to when it arrives, of all layers, where a step is one
+            micro-batch of one process; None where the accumulators are needed in any case.
     """
 
     bytes: int
     steps: int | None
     kept: bool
+    reduced: int | None = None
 
     def __str__(self) -> str:
         when = "at update steps" if self.steps is None else f"at {self.steps:,} steps"
+        if self.reduced is not None:
+            return (
+                f"dense gradients: {size(self.reduced)} of candidates {when} (at most {size(self.bytes)} with several "
+                "micro-batches or processes)"
+            )
         kept = ", kept from step to step" if self.kept else ""
         return f"dense gradients: at most {size(self.bytes)} {when}{kept}"
 
@@ -255,17 +264,45 @@ def plan(
         flops,
         reasons,
         notes,
-        _gradients(method, sum(elements.values()), total_steps),
+        _gradients(method, sum(elements.values()), total_steps, views, starts, choices),
     )
 
 
-def _gradients(method: Method, size_of_one: int, total_steps: int | None) -> Gradients | None:
+class _AtStart:
+    """A layer's view with the live weights it begins with."""
+
+    def __init__(self, view: Any, count: int):
+        self._view, self.num_active = view, count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._view, name)
+
+    def num_growable(self, returning: torch.Tensor) -> int:
+        return self._view.capacity - self.num_active + len(returning)
+
+
+def _gradients(
+    method: Method,
+    size_of_one: int,
+    total_steps: int | None,
+    views: Mapping[str, Any],
+    starts: Mapping[str, int],
+    choices: Mapping[str, Choice],
+) -> Gradients | None:
     looked_at = range(10_000 if total_steps is None else total_steps)
     wanted = [step for step in looked_at if method.wants_gradient(step, total_steps)]
     if not wanted:
         return None
     kept = any(method.gradient_carry(step, total_steps) for step in wanted)
-    return Gradients(size_of_one, None if total_steps is None else len(wanted), kept)
+    reduced = None
+    if not kept and all(choice.execution == "masked" for choice in choices.values()):
+        begun = {name: _AtStart(view, starts[name]) for name, view in views.items()}
+        growth = method.reduces_to(begun, wanted[0], total_steps)  # type: ignore[arg-type]
+        if growth is not None:
+            most = sum(growth.most.values())
+            found = most if growth.total is None else min(most, 2 * growth.total)
+            reduced = CANDIDATE_BYTES * found + 4 * sum(starts.values())
+    return Gradients(size_of_one, None if total_steps is None else len(wanted), kept, reduced)
 
 
 def _flops(

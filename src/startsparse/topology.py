@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from .draw import Drawn
 from .dynamics import Recorder
+from .execution.arriving import Arriving
 from .execution.interface import KEPT, FirstSite
 from .execution.masked import MaskedSite
 from .execution.meta import MetaSite, materialise_rest
@@ -103,6 +104,9 @@ class Topology:
         self.num_updates = self.num_moved = 0
         self.recorder = Recorder({name: math.prod(layer.shape) for name, layer in layers.items()})
         self._empty: set[str] = set()
+        self._most_arrivals = 0  # of one layer's gradient in one step, since the last update
+        self._partial = False  # whether some that arrived at this step were not seen
+        self._accumulates = False  # whether a gradient that was reduced turned out to be one of several
         self._parents: dict[str, tuple[nn.Module, str]] = {}
         self._first: Mapping[str, Change] = {}
         if method.needs:
@@ -165,8 +169,29 @@ class Topology:
     def capture(self, step: int) -> None:
         """Keep the dense gradients of this step if the method will ask for them; let those of earlier ones go."""
         wanted = self.method.wants_gradient(step, self.total_steps)
+        arriving = self._reduced(step) if wanted else None
         for site in self.sites.values():
             site.capturing = wanted
+            if isinstance(site, MaskedSite):
+                site.arriving = arriving
+
+    def begin_within_a_step(self) -> None:
+        """Go on from a saved state: how many gradients its step has seen is not known."""
+        self._partial = True
+
+    def _reduced(self, step: int) -> Arriving | None:
+        """What this step's dense gradients are reduced to as they arrive, where that is all the update needs.
+
+        They must arrive whole: of one process, one step, and one micro-batch, as those since the last update did.
+        """
+        alone, self._most_arrivals = self._most_arrivals == 1 and not self._partial, 0
+        carry = any(self.method.gradient_carry(at, self.total_steps) for at in (step, step + 1))
+        many = torch.distributed.is_available() and torch.distributed.is_initialized()
+        held = any(site.has_gradient() for site in self.sites.values())
+        if carry or many or held or not alone or self._accumulates:
+            return None
+        growth = self.method.reduces_to(self.views(), step, self.total_steps)
+        return None if growth is None else Arriving(growth)
 
     def update(self, step: int) -> None:
         """The method's change at this step, unless a gradient it needs is not finite (then with a warning)."""
@@ -247,6 +272,15 @@ class Topology:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for site in self.sites.values():
                 site.average_gradient()
+        arriving = next((s.arriving for s in self.sites.values() if isinstance(s, MaskedSite)), None)
+        if arriving is not None and arriving.spoilt:
+            self._accumulates = True
+            warnings.warn(
+                f"{self.method.name}: {arriving.spoilt}: the update at step {step} is left out, the topology stays; later "
+                "ones keep the whole gradients",
+                stacklevel=6,
+            )
+            return False
         bad = [name for name, site in self.sites.items() if not site.gradient_is_finite()]
         if self.method.needs_step_gradient and not any(site.has_gradient() for site in self.sites.values()):
             raise ValueError(
@@ -371,8 +405,12 @@ class Topology:
     def forget_gradients(self) -> None:
         """Let go of what was kept for one step; a layer that was frozen until now is hooked."""
         for site in self.sites.values():
+            if isinstance(site, MaskedSite):
+                seen = 2 if self._partial else site.arrivals
+                self._most_arrivals, site.arrivals = max(self._most_arrivals, seen), 0
             site.forget_gradient()
             site.hook()
+        self._partial = False
 
 
 def first_site(layer: Layer, support: Support, method: Method) -> FirstSite:

@@ -162,6 +162,12 @@ def test_without_any_gradient_layers_keep_their_size():
     assert counts(run.sparse) == start and run.sparse.report().num_moved > 0
 
 
+def counts_of(model: nn.Module) -> list[int]:
+    """Live weights of the layers as training begins."""
+    model = copy.deepcopy(model)
+    return counts(ss.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), make(), total_steps=40))
+
+
 def test_plans_count_the_dense_gradients_of_the_window():
     model = seeded(perceptron)
     x = batch(0, 8, 12)
@@ -170,5 +176,10 @@ def test_plans_count_the_dense_gradients_of_the_window():
     weights = 12 * 16 + 16 * 16 + 16 * 10
     assert [plan.gradients.bytes for plan in plans] == [4 * weights] * 2, "one accumulator a layer"
     assert [plan.gradients.kept for plan in plans] == [False, True]
+    live, moved = round(0.25 * weights), [int(0.3 * count) for count in counts_of(model)]
+    assert [plan.gradients.reduced for plan in plans] == [12 * 2 * sum(moved) + 4 * live, None], (
+        "twice what moves"
+    )
+    assert "KiB of candidates at 7 steps (at most 2.4 KiB with several micro-batches" in str(plans[0])
     assert "dense gradients: at most 2.4 KiB at 21 steps, kept from step to step" in str(plans[1])
     assert ss.plan(model, ss.Static(0.5)).gradients is None

@@ -13,6 +13,8 @@ from ..draw import Drawn
 from ..layers import Layer
 from ..methods import Change, DenseView, Method
 from ..methods.base import LEAVING
+from ..methods.reduced import ReducedView
+from .arriving import Arriving
 from .hooks import ThawHook
 from .interface import KEPT, Site
 from .optimizers import replace, slots
@@ -26,6 +28,10 @@ class MaskedSite(Site):
     Args:
         layer: the layer.
         source: flat bool of the positions that may live, or None for all.
+
+    Attributes:
+        arriving: what a step's gradient is reduced to when it arrives; None: it is kept whole.
+        arrivals: gradients that arrived at this step.
     """
 
     execution = "masked"
@@ -36,6 +42,8 @@ class MaskedSite(Site):
         self._mask = torch.ones(layer.shape, dtype=torch.bool, device=self.parameter.device)
         if self.source is not None:
             self._mask.copy_(self.source.view(layer.shape))
+        self.arriving: Arriving | None = None
+        self.arrivals = 0
         self._capturing = False
         self._capture_handle = None
         self._begins = True
@@ -48,7 +56,7 @@ class MaskedSite(Site):
 
     @property
     def num_active(self) -> int:
-        return int(self._mask.sum())
+        return int(self._mask.count_nonzero())
 
     @property
     def mask(self) -> Tensor:
@@ -71,7 +79,8 @@ class MaskedSite(Site):
 
     def view(self) -> DenseView:
         weight = self.parameter if self._weight_before_step is None else self._weight_before_step
-        return DenseView(
+        reduced = None if self.arriving is None else self.arriving.of(self.name)
+        view = (DenseView if reduced is None else ReducedView)(
             self.name,
             weight.detach(),
             self._mask,
@@ -81,6 +90,9 @@ class MaskedSite(Site):
             geometry=self.layer.geometry,
             memory=self.memory,
         )
+        if isinstance(view, ReducedView) and reduced is not None:
+            view.kept = reduced
+        return view
 
     # -- hooks and invariants ----------------------------------------------------------------------------------
 
@@ -140,7 +152,11 @@ class MaskedSite(Site):
             raise ValueError(
                 f"{self.name}: its gradient is a sparse tensor; build the layer with sparse=False"
             )
-        if self._capturing:
+        self.arrivals += 1
+        if self._capturing and self.arriving is not None:
+            source, mask = self.source, self._mask.reshape(-1)
+            self.arriving.take(self.name, gradient, mask, source, self._begins)
+        elif self._capturing:
             self._capture(gradient)
         self._mask_gradient(gradient)
 
@@ -194,13 +210,18 @@ class MaskedSite(Site):
         self._dense_gradient /= torch.distributed.get_world_size()
 
     def gradient_is_finite(self) -> bool:
+        if self.arriving is not None:
+            found = self.arriving.of(self.name)
+            return found is None or found.finite
         return self._dense_gradient is None or bool(self._dense_gradient.isfinite().all())
 
     def has_gradient(self) -> bool:
-        return self._dense_gradient is not None
+        reduced = self.arriving is not None and self.arriving.of(self.name) is not None
+        return reduced or self._dense_gradient is not None
 
     def gradient_state(self) -> Tensor | None:
-        return self._dense_gradient
+        found = None if self.arriving is None else self.arriving.of(self.name)
+        return self._dense_gradient if found is None else found.spread(self._mask)
 
     def remember_weight(self) -> None:
         self._weight_before_step = self.parameter.detach().clone()
@@ -217,7 +238,7 @@ class MaskedSite(Site):
             self.memory[KEPT] = self._dense_gradient.float() if half else self._dense_gradient
 
     def forget_gradient(self) -> None:
-        self._dense_gradient = self._weight_before_step = self._loaded = None
+        self._dense_gradient = self._weight_before_step = self._loaded = self.arriving = None
 
     # -- changes -----------------------------------------------------------------------------------------------
 

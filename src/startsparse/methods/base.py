@@ -17,6 +17,7 @@ from ..draw import Drawn
 from ..flow import Repair
 from ..names import nearest
 from ..selection import top_k, top_k_across
+from .reduced import Growth
 from .view import Change, LayerView
 
 if TYPE_CHECKING:
@@ -149,6 +150,12 @@ class Method:
         their moving average, up to its scale. The gradient must be wanted at these steps too.
         """
         return 0.0
+
+    def reduces_to(self, views: Views, step: int, total_steps: int | None) -> Growth | None:
+        """The most this step's update can grow by gradient, where that and the gradient of live weights is all it looks
+        at: dense gradients are reduced to candidates then when they arrive. None: it needs them whole.
+        """
+        return None
 
     def strength(self, step: int, total_steps: int | None) -> float:
         """How strongly the weights at the positions of ``memory[LEAVING]`` are pulled to zero at this step."""

@@ -20,6 +20,7 @@ from ..masks import is_among
 from ..schedules import FRACTIONS, Window, as_step, drop_fraction
 from ..selection import top_k
 from .base import Change, Changes, Views
+from .reduced import Growth
 from .static import RandomStart
 from .view import LayerView
 
@@ -115,10 +116,22 @@ class DropGrow(RandomStart):
         return drop_fraction(self.drop_schedule, self.drop_fraction, step, self.window(total_steps).end)
 
     def _move(self, view: LayerView, step: int, fraction: float) -> Change:
+        count = self._count(view, fraction)
+        return self.exchange(view, count, count, step)
+
+    def _count(self, view: LayerView, fraction: float) -> int:
+        """How many weights of a layer move."""
         count = int(fraction * view.num_active)
         if self.exclude_dropped:
             count = min(count, view.num_growable(torch.empty(0, dtype=torch.int64)))
-        return self.exchange(view, count, count, step)
+        return count
+
+    def growth_in_layers(self, views: Views, step: int, total_steps: int | None) -> Growth | None:
+        """``reduces_to`` of a method that grows as many as it drops in each layer, all where the gradient is largest."""
+        if self.grown_value == "gradient_sign" or not self.due(step, total_steps):
+            return None
+        fraction = self.fraction(step, total_steps)
+        return Growth({n: 0 if view.frozen else self._count(view, fraction) for n, view in views.items()})
 
     def exchange(self, view: LayerView, num_drop: int, num_grow: int, step: int) -> Change:
         """Drop so many weights of a layer by ``keep``, then grow so many by ``grow``."""
@@ -221,6 +234,9 @@ class RigL(DropGrow):
     paper: ClassVar[str] = "Evci et al. 2020"
     summary: ClassVar[str] = "drop by magnitude, grow by dense gradient"
     grows_by_gradient: ClassVar[bool] = True
+
+    def reduces_to(self, views: Views, step: int, total_steps: int | None) -> Growth | None:
+        return self.growth_in_layers(views, step, total_steps) if type(self) is RigL else None
 
     def grow(self, view: LayerView, count: int, returning: Tensor, step: int) -> Tensor:
         return view.grow_by_gradient(count, returning)

@@ -17,6 +17,7 @@ from ..selection import top_k, top_k_across
 from .base import Changes, Start, Views, layer_counts
 from .drop_grow import DropGrow, moved
 from .redistribute import affordable, highest, shared
+from .reduced import Growth
 from .view import LayerView
 
 COUNTS = ("top_gradients", "mean_gradient", "sum_gradient", "live", "dropped")
@@ -148,14 +149,10 @@ class GGR(DropGrow):
     # -- the update --------------------------------------------------------------------------------------------
 
     def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
-        moving = {name: views[name] for name in sorted(views) if not views[name].frozen}
-        live = {name: view.num_active for name, view in moving.items()}
+        moving, live = _moving(views)
         floors = self._floors(moving)
-        free = {name: view.capacity - live[name] for name, view in moving.items()}
         drops, keeps = self._drops(moving, live, floors, self.fraction(step, total_steps))
-        if self.count_by == "dropped" and self.exclude_dropped:
-            drops = {name: min(count, free[name]) for name, count in drops.items()}
-        drops, room = affordable(drops, live, free, self._limits(moving), not self.exclude_dropped)
+        drops, room = self._affordable(moving, live, drops)
         dropped = {}
         for name, view in moving.items():
             kept = keeps.get(name)
@@ -173,6 +170,37 @@ class GGR(DropGrow):
             change = moved(dropped[name], grown)
             changes[name] = replace(change, memory={"starved": torch.tensor(starved)})
         return changes
+
+    def _affordable(
+        self, views: Views, live: Mapping[str, int], drops: Mapping[str, int]
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Drops as many as can grow again, and the room for growth after them."""
+        free = {name: view.capacity - live[name] for name, view in views.items()}
+        if self.count_by == "dropped" and self.exclude_dropped:
+            drops = {name: min(count, free[name]) for name, count in drops.items()}
+        return affordable(drops, live, free, self._limits(views), not self.exclude_dropped)
+
+    def reduces_to(self, views: Views, step: int, total_steps: int | None) -> Growth | None:
+        moving, live = _moving(views)
+        scaled = self.normalise != "none" or self.grown_value == "gradient_sign"
+        counted = self.count_by in ("top_gradients", "dropped", "live")
+        if type(self) is not GGR or scaled or not counted or not self.due(step, total_steps):
+            return None
+        if self.drop_scope == "layer":
+            drops, _ = self._drops(moving, live, self._floors(moving), self.fraction(step, total_steps))
+            drops, room = self._affordable(moving, live, drops)
+        elif self.ceiling == 1 and self.count_by == "top_gradients":
+            drops = {"": int(self.fraction(step, total_steps) * sum(live.values()))}
+            room = {name: math.prod(view.shape) for name, view in moving.items()}  # it bounds nothing
+        else:
+            return None
+        total = sum(drops.values())
+        if self.count_by == "top_gradients":
+            most = {name: min(total, room[name]) for name in moving}
+        else:
+            counts, _ = self._counts(moving, drops, room, {})
+            most = {name: self._placed(count) for name, count in counts.items()}
+        return Growth(dict.fromkeys(views, 0) | most, total if self.count_by == "top_gradients" else None)
 
     def _drops(
         self, views: Views, live: Mapping[str, int], floors: Mapping[str, int], fraction: float
@@ -248,7 +276,7 @@ class GGR(DropGrow):
 
         With a random share a position whose gradient is zero is left to it: it is no better than any other.
         """
-        wanted = min(count, math.floor(self.rho * count + 0.5))
+        wanted = self._placed(count)
         if wanted == 0:
             return view.grow_at_random(count, returning, self.seed, step)
         if found is None or (len(found[0]) < wanted and self.rho == 1):
@@ -259,6 +287,10 @@ class GGR(DropGrow):
         best = positions[top_k(scores, wanted, what=view.name)].to(returning.device)
         rest = _at_random_besides(view, best, count - wanted, returning, self.seed, step)
         return torch.cat([best, rest]).sort().values if len(rest) else best
+
+    def _placed(self, count: int) -> int:
+        """How many of a layer's growth are placed by gradient."""
+        return min(count, math.floor(self.rho * count + 0.5))
 
     def _starved(self, view: LayerView, left: int) -> int:
         """In how many updates in a row a layer got nothing, this one included; said aloud when they are many."""
@@ -294,6 +326,12 @@ class GGR(DropGrow):
         erk = layer_counts("erk", views, min(live, sum(limits.values())) / total, capacity=limits)
         at_least = int(self.floor > 0)
         return {name: max(at_least, math.floor(self.floor * count)) for name, count in erk.items()}
+
+
+def _moving(views: Views) -> tuple[dict[str, LayerView], dict[str, int]]:
+    """The layers that take part, by name, and what lives there."""
+    moving = {name: views[name] for name in sorted(views) if not views[name].frozen}
+    return moving, {name: view.num_active for name, view in moving.items()}
 
 
 def _all_scores(view: LayerView, returning: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .base import Changes, Views
 from .checks import in_range
 from .drop_grow import DropGrow
+from .reduced import Growth
 from .view import LayerView
 
 EXPLORED = "explored"
@@ -65,6 +66,10 @@ class ITOP(DropGrow):
 
     def fraction(self, step: int, total_steps: int | None) -> float:
         return falling(super().fraction(step, total_steps), self.drop_fraction, self.drop_end)
+
+    def reduces_to(self, views: Views, step: int, total_steps: int | None) -> Growth | None:
+        by_gradient = type(self) is ITOP and self.growth == "gradient"
+        return self.growth_in_layers(views, step, total_steps) if by_gradient else None
 
     def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
         changes = super().update(views, step, target, total_steps)

@@ -113,11 +113,11 @@ class DenseView:
 
     def __post_init__(self):
         self.shape = tuple(self.weight.shape)
-        self.capacity = self.weight.numel() if self.source is None else int(self.source.sum())
+        self.capacity = self.weight.numel() if self.source is None else int(self.source.count_nonzero())
 
     @property
     def num_active(self) -> int:
-        return int(self.mask.sum())
+        return int(self.mask.count_nonzero())
 
     def active_positions(self) -> Tensor:
         return self.mask.reshape(-1).nonzero().squeeze(1)
