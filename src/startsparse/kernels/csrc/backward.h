@@ -11,17 +11,17 @@ namespace startsparse::SS_ISA {
 
 constexpr int COLUMN_VECTORS = W == 16 ? 8 : 4; // of x and of dx, both held in registers
 
-// M <= 4 weights of a column: their dw, and their part of dx.
+// M <= 4 weights of a column: their dw (added to, unless this is the first part of it), and their part of dx.
 template <int M, int N, bool DX, bool DW, class Row>
 static inline void weights_of(const Row *row, const float *w, const float *dy, int64_t stride,
-                              const vec (&x)[N], vec (&dx)[N], float *dw) {
+                              const vec (&x)[N], vec (&dx)[N], float *dw, bool first) {
     vec dot[4] = {};
 #pragma GCC unroll 4
     for (int j = 0; j < M; ++j) {
         const float *y = dy + int64_t(row[j]) * stride;
 #pragma GCC unroll 8
         for (int i = 0; i < N; ++i) {
-            const vec v = load(y + i * W);
+            const vec v = held(load(y + i * W));
             if constexpr (DX) dx[i] += w[j] * v;
             if constexpr (DW) dot[j] = i ? dot[j] + x[i] * v : x[i] * v;
         }
@@ -29,10 +29,10 @@ static inline void weights_of(const Row *row, const float *w, const float *dy, i
     if constexpr (DW) {
         const vec4 total = sums(dot[0], dot[1], dot[2], dot[3]);
         if constexpr (M == 4) {
-            store4(dw, load4(dw) + total);
+            store4(dw, first ? total : load4(dw) + total);
         } else {
             for (int j = 0; j < M; ++j)
-                dw[j] += total[j];
+                dw[j] = first ? total[j] : dw[j] + total[j];
         }
     }
 }
@@ -40,7 +40,7 @@ static inline void weights_of(const Row *row, const float *w, const float *dy, i
 // N vectors of one column and line, over all its weights.
 template <int N, bool DX, bool DW, class Row>
 static inline void column_chunk(const Row *row, const float *w, int32_t n, const float *dy, int64_t stride,
-                                const float *x, float *dx, bool fresh, float *dw) {
+                                const float *x, float *dx, bool fresh, float *dw, bool first) {
     vec xs[N], ds[N];
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
@@ -49,11 +49,11 @@ static inline void column_chunk(const Row *row, const float *w, int32_t n, const
     }
     int32_t k = 0;
     for (; k + 4 <= n; k += 4)
-        weights_of<4, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k);
+        weights_of<4, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k, first);
     switch (n - k) {
-    case 3: weights_of<3, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k); break;
-    case 2: weights_of<2, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k); break;
-    case 1: weights_of<1, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k); break;
+    case 3: weights_of<3, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k, first); break;
+    case 2: weights_of<2, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k, first); break;
+    case 1: weights_of<1, N, DX, DW>(row + k, w + k, dy, stride, xs, ds, dw + k, first); break;
     default: break;
     }
     if constexpr (DX) {
@@ -65,24 +65,28 @@ static inline void column_chunk(const Row *row, const float *w, int32_t n, const
 
 template <bool DX, bool DW, class Row>
 static inline void column_line(const Row *row, const float *w, int32_t n, const float *dy, int64_t stride,
-                               const float *x, float *dx, int64_t length, bool fresh, float *dw) {
+                               const float *x, float *dx, int64_t length, bool fresh, float *dw,
+                               bool first) {
     int64_t i = 0;
     if constexpr (COLUMN_VECTORS == 8)
         for (; i + 8 * W <= length; i += 8 * W)
-            column_chunk<8, DX, DW>(row, w, n, dy + i, stride, x + i, dx + i, fresh, dw);
+            column_chunk<8, DX, DW>(row, w, n, dy + i, stride, x + i, dx + i, fresh, dw, first && i == 0);
     for (; i + 4 * W <= length; i += 4 * W)
-        column_chunk<4, DX, DW>(row, w, n, dy + i, stride, x + i, dx + i, fresh, dw);
+        column_chunk<4, DX, DW>(row, w, n, dy + i, stride, x + i, dx + i, fresh, dw, first && i == 0);
     if (i + 2 * W <= length) {
-        column_chunk<2, DX, DW>(row, w, n, dy + i, stride, x + i, dx + i, fresh, dw);
+        column_chunk<2, DX, DW>(row, w, n, dy + i, stride, x + i, dx + i, fresh, dw, first && i == 0);
         i += 2 * W;
     }
-    if (i + W <= length) column_chunk<1, DX, DW>(row, w, n, dy + i, stride, x + i, dx + i, fresh, dw);
+    if (i + W <= length)
+        column_chunk<1, DX, DW>(row, w, n, dy + i, stride, x + i, dx + i, fresh, dw, first && i == 0);
 }
 
-// Some channels of one tile; `x` and `dx` are the first of the channels, `dy` is the tile.
+// Some channels of one tile; `x` and `dx` are the first of the channels, `dy` is the tile. dw is added to,
+// unless this is the first tile.
 template <bool DX, bool DW, class Row>
 static void backward_channels(const Geometry &g, const Header &p, Range channels, int64_t length,
-                              const float *values, const float *x, const float *dy, float *dx, float *dw) {
+                              const float *values, const float *x, const float *dy, float *dx, float *dw,
+                              bool first) {
     const int32_t *ptr = section<int32_t>(p, p.col_ptr);
     const Row *row = section<Row>(p, p.row_index);
     const int64_t out_row = g.out_pixels * g.lanes, plane = g.plane * g.lanes;
@@ -97,7 +101,8 @@ static void backward_channels(const Geometry &g, const Header &p, Range channels
                 const int64_t at =
                     (channel - channels.first) * plane + (g.shift[tap] + line * g.in_line) * g.lanes;
                 column_line<DX, DW>(row + k, values + k, n, dy_line, out_row, DW ? x + at : nullptr,
-                                    DX ? dx + at : nullptr, length, fresh, DW ? dw + k : nullptr);
+                                    DX ? dx + at : nullptr, length, fresh, DW ? dw + k : nullptr,
+                                    first && line == 0);
             }
         }
     }
@@ -145,7 +150,7 @@ struct BackwardCall {
     BackwardPlan plan;
 
     template <class Row>
-    void compute(int thread, const float *out, int64_t tile, Range channels, float *own_dw) const {
+    void compute(int thread, const float *out, int64_t tile, Range channels, float *own_dw, bool first) const {
         const int64_t plane = g.plane * g.lanes, length = live_length(g, tile);
         float *own_x = scratch + plan.x + thread * plan.strip * plane,
               *own_dx = scratch + plan.dx + thread * plan.strip * plane;
@@ -160,11 +165,14 @@ struct BackwardCall {
                 else if (dx) sweep_channels<true, false, Row>(g, p, strip, values, in, out, grad, own_dw);
                 else sweep_channels<false, true, Row>(g, p, strip, values, in, out, grad, own_dw);
             } else if (dw && dx) {
-                backward_channels<true, true, Row>(g, p, strip, length, values, in, out, grad, own_dw);
+                backward_channels<true, true, Row>(g, p, strip, length, values, in, out, grad, own_dw,
+                                                    first);
             } else if (dx) {
-                backward_channels<true, false, Row>(g, p, strip, length, values, in, out, grad, own_dw);
+                backward_channels<true, false, Row>(g, p, strip, length, values, in, out, grad, own_dw,
+                                                    first);
             } else {
-                backward_channels<false, true, Row>(g, p, strip, length, values, in, out, grad, own_dw);
+                backward_channels<false, true, Row>(g, p, strip, length, values, in, out, grad, own_dw,
+                                                    first);
             }
             if (dx && !plan.keep_dx) unpack_part(g, input_of(g), own_dx, dx, tile, strip);
         }
@@ -175,14 +183,14 @@ struct BackwardCall {
         float *part = scratch + plan.part + (thread - 1) * round16(p.nnz + p.rows);
         float *own_dw = thread ? part : dw, *own_db = thread ? part + p.nnz : db;
         const Range tiles = even_share(g.tiles, team, thread);
-        if (dw) clear(own_dw, p.nnz);
+        if (dw && (g.out_pixels > 1 || tiles.first == tiles.last)) clear(own_dw, p.nnz);
         if (db) clear(own_db, p.rows);
         for (int64_t t = tiles.first; t < tiles.last; ++t) {
             float *own = scratch + plan.dy + thread * out_tile;
             if (!plan.keep_dy) pack_part(g, output_of(g, p.rows), dy, own, t, {0, p.rows});
             const float *out = plan.keep_dy ? dy + t * out_tile : own;
             if (db) add_bias(g, out, own_db, {0, p.rows});
-            if (dw || dx) compute<Row>(thread, out, t, {0, g.channels}, own_dw);
+            if (dw || dx) compute<Row>(thread, out, t, {0, g.channels}, own_dw, t == tiles.first);
         }
 #pragma omp barrier
         const Range weights = even_share(p.nnz, team, thread), rows = even_share(p.rows, team, thread);
@@ -201,7 +209,7 @@ struct BackwardCall {
         const Range rows = even_share(p.rows, team, thread),
                     channels = fair_share(ptr, g.kernel, g.channels, 2, team, thread);
         const int32_t first = ptr[channels.first * g.kernel], last = ptr[channels.last * g.kernel];
-        if (dw) clear(dw + first, last - first);
+        if (dw && (g.out_pixels > 1 || !g.tiles)) clear(dw + first, last - first);
         if (db) clear(db + rows.first, rows.last - rows.first);
         for (int64_t t = 0; !plan.keep_dy && t < g.tiles; ++t)
             pack_part(g, output_of(g, p.rows), dy, scratch + plan.dy + (t * p.rows + rows.first) * out_row, t,
@@ -210,7 +218,7 @@ struct BackwardCall {
         for (int64_t t = 0; t < g.tiles; ++t) {
             const float *out = (plan.keep_dy ? dy : scratch + plan.dy) + t * p.rows * out_row;
             if (db) add_bias(g, out, db, rows);
-            if (dw || dx) compute<Row>(thread, out, t, channels, dw);
+            if (dw || dx) compute<Row>(thread, out, t, channels, dw, t == 0);
         }
     }
 

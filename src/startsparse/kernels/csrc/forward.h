@@ -24,42 +24,51 @@ template <class Column> struct FromPattern { // of a layer with one tap per chan
     float value(int32_t i) const { return values[from[i]]; }
 };
 
-// N vectors of one row and line: start from the bias or from what earlier blocks left, add weights i to end.
+// N vectors of a line, for some rows of one block: start from the bias or from what earlier blocks left, add
+// the block's weights.
+//
+// Never inlined: among the loops around it, the compiler would keep what the innermost one needs on the stack.
 template <int N, class Source>
-static inline void row_chunk(Source w, int32_t i, int32_t end, const char *in, float *out, bool start,
-                             float bias) {
-    vec sum[N];
-    if (start) {
+__attribute__((noinline)) static void rows_chunk(Source w, const int32_t *ptr, int64_t rows, const float *input,
+                                                 float *out, int64_t out_row, bool start, const float *bias) {
+    const char *in = reinterpret_cast<const char *>(input);
+    for (int64_t row = 0; row < rows; ++row, out += out_row) {
+        int32_t i = ptr[row];
+        const int32_t end = ptr[row + 1];
+        vec sum[N];
+        if (start) {
+            const vec from = vec{} + (bias ? bias[row] : 0.0f);
+#pragma GCC unroll 8
+            for (int v = 0; v < N; ++v)
+                sum[v] = from;
+        } else {
+            if (i == end) continue;
+#pragma GCC unroll 8
+            for (int v = 0; v < N; ++v)
+                sum[v] = load(out + v * W);
+        }
+        for (; i < end; ++i) {
+            const float *x = reinterpret_cast<const float *>(in + w.offset(i));
+            const float value = w.value(i);
+#pragma GCC unroll 8
+            for (int v = 0; v < N; ++v)
+                sum[v] += value * load(x + v * W);
+        }
 #pragma GCC unroll 8
         for (int v = 0; v < N; ++v)
-            sum[v] = vec{} + bias;
-    } else {
-#pragma GCC unroll 8
-        for (int v = 0; v < N; ++v)
-            sum[v] = load(out + v * W);
+            store(out + v * W, sum[v]);
     }
-    for (; i < end; ++i) {
-        const float *x = reinterpret_cast<const float *>(in + w.offset(i));
-        const float value = w.value(i);
-#pragma GCC unroll 8
-        for (int v = 0; v < N; ++v)
-            sum[v] += value * load(x + v * W);
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < N; ++v)
-        store(out + v * W, sum[v]);
 }
 
 template <class Source>
-static inline void row_line(Source w, int32_t i, int32_t end, const float *in, float *out, int64_t length,
-                            bool start, float bias) {
+static inline void rows_line(Source w, const int32_t *ptr, int64_t rows, const float *in, float *out,
+                             int64_t out_row, int64_t length, bool start, const float *bias) {
     int64_t f = 0;
-    const auto at = [in](int64_t f) { return reinterpret_cast<const char *>(in + f); };
     for (; f + 8 * W <= length; f += 8 * W)
-        row_chunk<8>(w, i, end, at(f), out + f, start, bias);
-    if (f + 4 * W <= length) row_chunk<4>(w, i, end, at(f), out + f, start, bias), f += 4 * W;
-    if (f + 2 * W <= length) row_chunk<2>(w, i, end, at(f), out + f, start, bias), f += 2 * W;
-    if (f + W <= length) row_chunk<1>(w, i, end, at(f), out + f, start, bias);
+        rows_chunk<8>(w, ptr, rows, in + f, out + f, out_row, start, bias);
+    if (f + 4 * W <= length) rows_chunk<4>(w, ptr, rows, in + f, out + f, out_row, start, bias), f += 4 * W;
+    if (f + 2 * W <= length) rows_chunk<2>(w, ptr, rows, in + f, out + f, out_row, start, bias), f += 2 * W;
+    if (f + W <= length) rows_chunk<1>(w, ptr, rows, in + f, out + f, out_row, start, bias);
 }
 
 // Floats of a line that must be computed: a linear layer's last tile may be shorter.
@@ -77,14 +86,9 @@ static void forward_rows(const Geometry &g, const Header &p, Range rows, int64_t
     for (int64_t line = 0; line < g.lines; ++line) {
         const float *in_line = in + line * g.in_line * g.lanes;
         float *out_line = out + line * g.line * g.lanes;
-        for (int64_t block = 0; block < p.blocks; ++block) {
-            const int32_t *ptr = segment + block * p.rows;
-            for (int64_t row = rows.first; row < rows.last; ++row) {
-                if (block && ptr[row] == ptr[row + 1]) continue;
-                row_line(w, ptr[row], ptr[row + 1], in_line, out_line + (row - rows.first) * out_row, length,
-                         block == 0, bias ? bias[row] : 0.0f);
-            }
-        }
+        for (int64_t block = 0; block < p.blocks; ++block)
+            rows_line(w, segment + block * p.rows + rows.first, rows.last - rows.first, in_line, out_line,
+                      out_row, length, block == 0, bias ? bias + rows.first : nullptr);
     }
 }
 

@@ -37,7 +37,7 @@ static inline void sweep(const Row *row, const float *w, const float *dy, const 
             if constexpr (DX) ds = load(dx + in + f);
 #pragma GCC unroll 8
             for (int j = 0; j < M; ++j) {
-                const vec v = load(y[j] + out + f);
+                const vec v = held(load(y[j] + out + f));
                 if constexpr (DX) ds += weight[j] * v;
                 if constexpr (DW) dot[j] += xs * v;
             }

@@ -20,6 +20,17 @@ typedef int32_t ivec __attribute__((vector_size(4 * W)));
 
 static inline vec load(const float *p) { return *reinterpret_cast<const loose *>(p); }
 static inline void store(float *p, vec v) { *reinterpret_cast<loose *>(p) = v; }
+
+// What was loaded stays in a register: GCC would rather load it again as an operand of every use but the last.
+static inline vec held(vec v) {
+#if SS_WIDTH == 16 && defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif (SS_WIDTH == 8 && defined(__AVX__)) || (SS_WIDTH == 4 && defined(__SSE2__))
+    asm("" : "+x"(v));
+#endif
+    return v;
+}
+
 static inline vec4 load4(const float *p) { return *reinterpret_cast<const loose4 *>(p); }
 static inline void store4(float *p, vec4 v) { *reinterpret_cast<loose4 *>(p) = v; }
 
