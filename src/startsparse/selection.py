@@ -32,7 +32,29 @@ def top_k(scores: Tensor, count: int, *, prefer: Tensor | None = None, what: str
         >>> top_k(torch.tensor([1.0, 3.0, 3.0, 3.0]), 2)
         tensor([False,  True,  True, False])
     """
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        wanted = None if prefer is None else prefer.reshape(-1).numpy()
+        taken = _top_k(scores.detach().reshape(-1).numpy(), count, wanted, what)
+        return torch.from_numpy(taken).view(scores.shape)
     return top_k_across({what: scores}, count, prefer=None if prefer is None else {what: prefer})[what]
+
+
+def _top_k(values: np.ndarray, count: int, prefer: np.ndarray | None, what: str) -> np.ndarray:
+    """``top_k`` of flat values in NumPy, whose comparisons and partitions are several times as fast as torch's."""
+    if np.isnan(values).any() or not 0 <= count <= len(values):
+        _check({what: torch.from_numpy(values)}, count)
+    if count == 0:
+        return np.zeros(len(values), dtype=bool)
+    threshold = np.partition(values, len(values) - count)[len(values) - count]
+    if threshold == -np.inf:
+        _check({what: torch.from_numpy(values)}, count)
+    taken = values > threshold
+    tied = np.flatnonzero(values == threshold)
+    missing = count - int(np.count_nonzero(taken))
+    if prefer is not None and missing < len(tied):
+        tied = tied[np.argsort(~prefer[tied], kind="stable")]
+    taken[tied[:missing]] = True
+    return taken
 
 
 def top_k_across(

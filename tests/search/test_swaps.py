@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from startsparse.methods import swaps
-from startsparse.methods.search_scopes import renew
+from startsparse.methods.renewal import Standing, Swap
 from startsparse.selection import top_k, top_k_in_rows
 
 KEY = torch.tensor([5.0, 1.0, 2.0, 0.0, 3.0, 4.0, 0.5, 0.2])
@@ -17,6 +17,10 @@ MASK = torch.tensor([1, 1, 1, 1, 0, 0, 0, 0]).bool()
 
 def gap(at, arrives):
     return KEY[at] if arrives else -KEY[at]
+
+
+def restrict(want, mask, limit, worth, row=None):
+    return swaps.limited(Swap.between(mask, want), limit, worth, row=row).after(mask)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +35,7 @@ def gap(at, arrives):
 def test_swaps_by_hand(made, after):
     want = top_k(KEY, 4, prefer=MASK)
     assert want.int().tolist() == [1, 0, 1, 0, 1, 1, 0, 0]
-    assert swaps.restrict(want, MASK, lambda wanted: made, gap).int().tolist() == after
+    assert restrict(want, MASK, lambda wanted: made, gap).int().tolist() == after
 
 
 def test_pairs_within_rows_by_hand():
@@ -45,15 +49,15 @@ def test_pairs_within_rows_by_hand():
     def worth(at, arrives):
         return flat[at] if arrives else -flat[at]
 
-    one = swaps.restrict(want, mask, lambda wanted: 1, worth, row=4)  # gaps: 8 - 0, 3 - 0, 2 - 1
+    one = restrict(want, mask, lambda wanted: 1, worth, row=4)  # gaps: 8 - 0, 3 - 0, 2 - 1
     assert one.int().tolist() == [[0, 1, 0, 1], [1, 0, 0, 1]]
-    two = swaps.restrict(want, mask, lambda wanted: 2, worth, row=4)
+    two = restrict(want, mask, lambda wanted: 2, worth, row=4)
     assert two.int().tolist() == [[1, 0, 0, 1], [1, 0, 0, 1]]
 
 
 def test_surplus_goes_whatever_the_limit():
     want = torch.tensor([0, 0, 0, 0, 0, 1, 0, 0]).bool()
-    after = swaps.restrict(want, MASK, lambda wanted: 0, gap)
+    after = restrict(want, MASK, lambda wanted: 0, gap)
     assert after.int().tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
 
 
@@ -73,7 +77,7 @@ def test_laws(values, random, made):
     def worth(at, arrives):
         return key[at] if arrives else -key[at]
 
-    after = swaps.restrict(want, mask, lambda wanted: min(made, wanted), worth)
+    after = restrict(want, mask, lambda wanted: min(made, wanted), worth)
     assert int(after.sum()) == count
     wanted = int((want & ~mask).sum())
     assert int((after & ~mask).sum()) == min(made, wanted)
@@ -83,7 +87,7 @@ def test_laws(values, random, made):
         assert torch.equal(after, want)
     kept = key[mask & ~want]
     assert not len(kept) or float(kept.max()) < float(key[want & ~mask].min())  # ties never swap
-    assert torch.equal(swaps.restrict(want, want, lambda wanted: made, worth), want)
+    assert torch.equal(restrict(want, want, lambda wanted: made, worth), want)
 
 
 @given(st.integers(1, 10**6), st.floats(0, 1))
@@ -110,12 +114,42 @@ def test_top_k_in_rows_refuses_a_row_without_room():
         top_k_in_rows(scores, 2, what="fc")
 
 
-@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.randoms(use_true_random=False))
-def test_renewing_a_mask_is_top_k(values, random):
-    key = torch.tensor(values, dtype=torch.float32)
-    if random.random() < 0.3:
-        key[random.randrange(len(values))] = -torch.inf  # outside a source
-    allowed = [i for i, value in enumerate(key.tolist()) if value > -torch.inf]
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=30), st.randoms(use_true_random=False))
+def test_a_standing_wants_what_top_k_takes(values, random):
+    """Over several steps of tied scores, some of which are outside a source, with restricted swaps in between."""
+    outside = [i for i in range(len(values)) if random.random() < 0.2]
+    allowed = [i for i in range(len(values)) if i not in outside]
     mask = torch.zeros(len(values), dtype=torch.bool)
     mask[random.sample(allowed, random.randint(0, len(allowed)))] = True
-    assert torch.equal(renew(key, mask, "w"), top_k(key, int(mask.sum()), prefer=mask))
+    if not 0 < int(mask.sum()) < len(values):
+        return
+    standing = Standing(mask)
+    for _ in range(4):
+        key = torch.tensor([float(random.choice(values)) for _ in values])
+        key[outside] = -torch.inf
+        swap = standing.wanted(key, "w")
+        want = top_k(key, int(mask.sum()), prefer=mask)
+        assert torch.equal(swap.after(mask), want)
+        expected = Swap.between(mask, want)
+        assert torch.equal(swap.arriving, expected.arriving)
+        assert torch.equal(swap.leaving, expected.leaving)
+        if swap.slots is not None:
+            assert standing.active[swap.slots.numpy()].tolist() == swap.leaving.tolist()
+        some = swaps.limited(swap, lambda wanted: wanted // 2, lambda at, arrives: -at.float())
+        mask = some.after(mask)
+        if some.slots is not None:
+            standing.move(some, mask)
+        else:
+            standing = Standing(mask)
+        assert sorted(standing.active.tolist()) == mask.nonzero().squeeze(1).tolist()
+
+
+@pytest.mark.parametrize(("place", "value"), [(0, torch.nan), (3, torch.nan), (0, -torch.inf)])
+def test_a_standing_refuses_keys_that_cannot_be_ranked(place, value):
+    key = torch.tensor([2.0, 1.0, 0.5, 0.2])
+    key[place] = value
+    mask = torch.tensor([True, True, False, False])
+    if value == -torch.inf:
+        key[2:] = -torch.inf  # as many as are wanted cannot be had
+    with pytest.raises(ValueError, match=r"fc: 1 of 4 scores are NaN|cannot take 2 of 1 positions"):
+        Standing(mask).wanted(key, "fc")

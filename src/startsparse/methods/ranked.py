@@ -14,8 +14,9 @@ from ..distributions import names as distribution_names
 from ..names import nearest
 from ..selection import top_k_across
 from . import first_scores, swaps
+from .renewal import Swap
 from .search import Layers, Scored, SearchMethod, progress, uniform
-from .search_scopes import choose, group_size, grouped, has_units, layout_of, legal_count, renew, ungrouped
+from .search_scopes import choose, group_size, grouped, has_units, layout_of, legal_count, ungrouped
 
 GLOBAL_MAGNITUDE = "global-magnitude"
 INITS = (*first_scores.CRITERIA, "random", "proportional", "neutral", "zero")
@@ -242,18 +243,13 @@ class RankedSearch(SearchMethod):
         else:
             wants = {}
             for name, key in keys.items():
-                layer, mask = layers[name], units.get(name)
-                steady = mask is not None and not begin and layout.whole
-                if steady and counts[name] == self.live(layer, step - 1, total_steps):
-                    wants[name] = renew(key, mask, name)  # type: ignore[arg-type]
-                else:
-                    wants[name] = choose(key, self._in_units(counts[name], layer), layout, mask, name)
+                count = self._in_units(counts[name], layers[name])
+                wants[name] = choose(key, count, layout, units.get(name), name)
         if not free:
             wants = self._restrict(layers, keys, units, wants, step, total_steps)
         return {name: self._weights(want, layers[name]) for name, want in wants.items()}
 
     def _restrict(self, layers, keys, masks, wants, step: int, total_steps: int | None) -> dict[str, Tensor]:
-        done = progress(step - 1, total_steps) if total_steps else 0.0
         layout = layout_of(self.scope)
         moments = {
             key: {name: layer.moments[key] for name, layer in layers.items()}
@@ -263,7 +259,7 @@ class RankedSearch(SearchMethod):
         parts = {"key": keys, "mask": masks, "want": wants} | moments
         if self.scope == "global":
             flat = {p: torch.cat([t.reshape(-1) for t in found.values()]) for p, found in parts.items()}
-            mask = self._restrict_one("all layers", flat, None, step, done)
+            mask = self._restrict_one("all layers", flat, None, step, total_steps)
             split = mask.split([wants[name].numel() for name in wants])
             return {name: part.view_as(wants[name]).clone() for name, part in zip(wants, split, strict=True)}
         out = {}
@@ -273,14 +269,29 @@ class RankedSearch(SearchMethod):
                 part: (found[name] if layout.whole else grouped(found[name], layout)).reshape(-1)
                 for part, found in parts.items()
             }
-            mask = self._restrict_one(name, flat, row, step, done)
+            mask = self._restrict_one(name, flat, row, step, total_steps)
             shape = tuple(wants[name].shape)
             out[name] = mask.reshape(shape) if layout.whole else ungrouped(mask, layout, shape)
         return out
 
     def _restrict_one(
-        self, name: str, flat: Mapping[str, Tensor], row: int | None, step: int, done: float
+        self, name: str, flat: Mapping[str, Tensor], row: int | None, step: int, total_steps: int | None
     ) -> Tensor:
+        wanted = Swap.between(flat["mask"], flat["want"])
+        return self._limited(name, wanted, flat, row, step, total_steps).after(flat["mask"])
+
+    def _limited(
+        self,
+        name: str,
+        wanted: Swap,
+        flat: Mapping[str, Tensor],
+        row: int | None,
+        step: int,
+        total_steps: int | None,
+    ) -> Swap:
+        """What the restriction lets through, of flat keys and moments."""
+        done = progress(step - 1, total_steps) if total_steps else 0.0
+
         def worth(at: Tensor, arrives: bool) -> Tensor:
             if self.order == "random":
                 side = "in" if arrives else "out"
@@ -291,13 +302,25 @@ class RankedSearch(SearchMethod):
             curvature = self.samples * (flat["square"][at] - mean.square()).clamp_min(0)
             return (-mean if arrives else mean) - curvature / 2
 
-        return swaps.restrict(
-            flat["want"],
-            flat["mask"],
-            lambda wanted: swaps.cap(self.restriction, wanted, done),
-            worth,
-            row=row,
-        )
+        return swaps.limited(wanted, lambda count: swaps.cap(self.restriction, count, done), worth, row=row)
+
+    def swaps(self, layers: Layers, step: int, total_steps: int | None) -> dict[str, Swap]:
+        if self.scope != "layer":
+            return super().swaps(layers, step, total_steps)
+        return {name: self._swap(layer, step, total_steps) for name, layer in layers.items()}
+
+    def _swap(self, layer: Scored, step: int, total_steps: int | None) -> Swap:
+        """As ``choose`` in one layer, at the cost of what is contested where the count stays."""
+        count = self.live(layer, step, total_steps)
+        steady = count == self.live(layer, step - 1, total_steps) and 0 < count < layer.mask.numel()
+        if not steady or layer.mask.device.type != "cpu":
+            return super().swaps({layer.name: layer}, step, total_steps)[layer.name]
+        key = self.key(layer)
+        wanted = layer.stand().wanted(key, layer.name)
+        if self.restriction in ("none", 1) or not len(wanted):
+            return wanted
+        flat = {"key": key.view(-1)} | {part: moment.view(-1) for part, moment in layer.moments.items()}
+        return self._limited(layer.name, wanted, flat, None, step, total_steps)
 
     def _in_units(self, count: int, layer: Scored) -> int:
         layout = layout_of(self.scope)

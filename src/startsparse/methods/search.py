@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import draw
 from ..distributions import Scaled
 from ..names import nearest
+from .renewal import Standing, Swap
 
 BATCH_NORM = ("update", "freeze", "reestimate")
 CLASSIFIER = ("exclude", "include")
@@ -37,6 +38,7 @@ class Scored:
         count: active weights at the end of the search, where the method has a budget.
         moments: running averages of the method, by name, of the score's shape.
         locked: bool of the weight's shape, the positions that are always active; None: none.
+        standing: where the active weights are, while ``mask`` is the one it knows; not state.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Scored:
     count: int = 0
     moments: dict[str, Tensor] = field(default_factory=dict)
     locked: Tensor | None = None
+    standing: Standing | None = field(default=None, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,6 +69,19 @@ class Scored:
         """``values`` to be ranked: last what may never be active, first what is locked in."""
         inside = self.inside(values, -math.inf)
         return inside if self.locked is None else inside.masked_fill(self.locked, math.inf)
+
+    def stand(self) -> Standing:
+        """Where the active weights are, found anew if ``mask`` is another."""
+        if self.standing is None or self.standing.mask is not self.mask:
+            self.standing = Standing(self.mask)
+        return self.standing
+
+    def change(self, swap: Swap) -> None:
+        """Take over the mask a swap leads to; the one before stays as it is."""
+        mask = swap.after(self.mask)
+        if swap.slots is not None and self.standing is not None and self.standing.mask is self.mask:
+            self.standing.move(swap, mask)
+        self.mask = mask
 
 
 Layers = Mapping[str, Scored]
@@ -158,6 +174,11 @@ class SearchMethod:
     def choose(self, layers: Layers, step: int, total_steps: int | None) -> dict[str, Tensor]:
         """The masks after ``step`` steps."""
         raise TypeError(f"{type(self).__name__} does not say how masks are chosen")
+
+    def swaps(self, layers: Layers, step: int, total_steps: int | None) -> dict[str, Swap]:
+        """How masks change after ``step`` steps: what leads to those of ``choose``."""
+        masks = self.choose(layers, step, total_steps)
+        return {name: Swap.between(layers[name].mask, mask) for name, mask in masks.items()}
 
     def values(self, layer: Scored, step: int, total_steps: int | None) -> Tensor | None:
         """What the layer computes with after ``step`` steps, where it is not the weight on the mask."""

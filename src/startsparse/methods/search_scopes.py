@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 
-import torch
 from torch import Tensor
 
 from ..layouts import Layout, parse
@@ -128,36 +127,3 @@ def choose(key: Tensor, count: int, layout: Layout, mask: Tensor | None, name: s
     prefer = None if mask is None else grouped(mask, layout)
     best = top_k_in_rows(rows, count // len(rows), prefer=prefer, what=name)
     return ungrouped(best, layout, tuple(key.shape))
-
-
-def renew(key: Tensor, mask: Tensor, name: str) -> Tensor:
-    """The mask of as many highest keys as ``mask`` has, ties to ``mask`` and then to the lower index.
-
-    The same as ``choose`` in one layer, at the cost of the positions that are contested: active ones below some inactive
-    one, and inactive ones above some active one.
-
-    Raises:
-        ValueError: a key is NaN.
-
-    Example:
-        >>> import torch
-        >>> renew(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([True, True, False]), "w")
-        tensor([ True, False,  True])
-    """
-    flat, kept = key.reshape(-1), mask.reshape(-1).nonzero().squeeze(1)
-    if len(kept) in (0, flat.numel()):
-        return top_k(key, len(kept), prefer=mask, what=name)
-    active = flat[kept]
-    others = flat.clone().index_fill_(0, kept, -math.inf)
-    lowest, highest = active.amin(), others.amax()
-    if bool(lowest >= highest):
-        return mask
-    if bool(lowest.isnan() | highest.isnan()):
-        return top_k(key, len(kept), prefer=mask, what=name)  # says what is wrong
-    losing, arriving = kept[active < highest], (others > lowest).nonzero().squeeze(1)
-    contested = torch.cat([losing, arriving])
-    prefer = torch.arange(len(contested), device=key.device) < len(losing)
-    best = top_k(flat[contested], len(losing), prefer=prefer, what=name)
-    after = mask.clone()
-    after.view(-1)[contested] = best
-    return after

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..selection import top_k
+from .renewal import Swap, positions
 
 SCHEDULES = ("none", "quartic", "cosine", "single")
 ORDERS = ("gap", "curvature", "random")
@@ -53,14 +54,11 @@ Worth = Callable[[Tensor, bool], Tensor]
 """(flat positions, whether they would become active) -> how much each should change, higher = first."""
 
 
-def restrict(
-    want: Tensor, mask: Tensor, limit: Callable[[int], int], worth: Worth, *, row: int | None = None
-) -> Tensor:
-    """The mask after the most worthy of the swaps that lead from ``mask`` to ``want``.
+def limited(swap: Swap, limit: Callable[[int], int], worth: Worth, *, row: int | None = None) -> Swap:
+    """The most worthy of the changes that are wanted.
 
     Args:
-        want, mask: bool, one shape; ``want`` has as many active positions, or fewer. What is too many goes whatever
-            the limit.
+        swap: what is wanted, positions ascending. What leaves beyond what arrives goes whatever the limit.
         limit: swaps wanted -> swaps made.
         worth: of a change.
         row: where every ``row`` consecutive positions keep their own number of active ones: swaps are then pairs
@@ -68,33 +66,33 @@ def restrict(
 
     Example:
         >>> import torch
-        >>> mask, want = torch.tensor([1, 1, 1, 0, 0, 0]).bool(), torch.tensor([1, 0, 0, 0, 1, 1]).bool()
         >>> key = torch.tensor([5.0, 1.0, 2.0, 0.0, 3.0, 4.0])
-        >>> restrict(want, mask, lambda n: 1, lambda at, arrives: key[at] if arrives else -key[at]).int()
-        tensor([1, 0, 1, 0, 0, 1], dtype=torch.int32)
+        >>> wanted = Swap(torch.tensor([4, 5]), torch.tensor([1, 2]))
+        >>> one = limited(wanted, lambda n: 1, lambda at, arrives: key[at] if arrives else -key[at])
+        >>> one.arriving, one.leaving
+        (tensor([5]), tensor([1]))
     """
-    shape, want, mask = mask.shape, want.reshape(-1), mask.reshape(-1)
-    changed = (want ^ mask).nonzero().squeeze(1)
-    arrives = want[changed]
-    arriving, leaving = changed[arrives], changed[~arrives]
+    arriving, leaving = swap.arriving, swap.leaving
     surplus = len(leaving) - len(arriving)
     assert surplus >= 0, "restricted swaps cannot add weights"
     made = limit(len(arriving))
     if made >= len(arriving):
-        return want.reshape(shape)
+        return swap
     value_in, value_out = worth(arriving, True), worth(leaving, False)
     if row is None:
-        admitted = top_k(value_in, made, what="swaps")
-        dropped = top_k(value_out, made + surplus, what="swaps")
+        admitted, dropped = _best(value_in, made), _best(value_out, made + surplus)
     else:
         assert surplus == 0, "a row keeps its number of active weights"
         order_in, order_out = _by_row(arriving, value_in, row), _by_row(leaving, value_out, row)
-        pairs = top_k(value_in[order_in] + value_out[order_out], made, what="swaps")
+        pairs = _best(value_in[order_in] + value_out[order_out], made)
         admitted, dropped = order_in[pairs], order_out[pairs]
-    after = mask.clone()
-    after[arriving[admitted]] = True
-    after[leaving[dropped]] = False
-    return after.reshape(shape)
+    slots = None if swap.slots is None else swap.slots[dropped]
+    return Swap(arriving[admitted], leaving[dropped], slots)
+
+
+def _best(values: Tensor, count: int) -> Tensor:
+    """Where the highest are, ties to the lower index."""
+    return positions(top_k(values, count, what="swaps"))
 
 
 def _by_row(positions: Tensor, worth: Tensor, row: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from ..execution.hooks import claim, release
 from ..masks import Lazy
@@ -20,9 +19,10 @@ from ..sources import Source, describe
 from ..sparsifier import Sparsifier, attach
 from . import state as saved
 from .batch_norm import reestimate_batch_norm
-from .hooks import LoadHook, Reducer, StepHooks, freeze_batch_norm, scale
+from .hooks import LoadHook, freeze_batch_norm
 from .report import SearchReport, build_report
-from .sites import ScoreSite
+from .sites import ScoreSite, showing
+from .steps import Steps
 
 
 class Search:
@@ -51,9 +51,6 @@ class Search:
         self.finished = False
         self._sites, self._excluded = dict(sites), dict(excluded)
         self._layers = {name: site.scored for name, site in sites.items()}
-        self._reducer = Reducer()
-        self._stepped = False
-        self._ids: set[int] = set()
         self._connect()
 
     def _connect(self) -> None:
@@ -68,13 +65,12 @@ class Search:
             _ = parameter.requires_grad_(False)
         for site in self._sites.values():
             site.begin(self)
-        self._ids = {id(site.score) for site in self._sites.values()}
         claim(self, [site.parameter for site in self._sites.values()])  # type: ignore[arg-type]
         self._digests = saved.digests(self.model, self._sites)
         owners = {id(site.layer.module): site.layer.module for site in self._sites.values()}
         hook = LoadHook(self)
         self._handles = [module.register_load_state_dict_post_hook(hook) for module in owners.values()]
-        self._steps = StepHooks(self)
+        self._steps = Steps(self)
         self._steps.begin()
         if self.method.batch_norm == "freeze":
             self._handles += freeze_batch_norm(self.model)
@@ -154,29 +150,16 @@ class Search:
             4
         """
         self._check_running()
-        with self._showing({name: layer.weight for name, layer in self._layers.items()}) as model:
-            yield model
+        with showing(self._sites, {name: layer.weight for name, layer in self._layers.items()}):
+            yield self.model
 
     @contextmanager
     def preview(self) -> Iterator[nn.Module]:
         """The model as ``finish`` would leave it now; the search goes on after. For soft and sampled masks."""
         self._check_running()
         finals = self.method.final(self._layers, self.step, self.total_steps)
-        with self._showing({name: self._final_values(name, mask) for name, mask in finals.items()}) as model:
-            yield model
-
-    @contextmanager
-    @torch.no_grad()
-    def _showing(self, values: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-        before = {name: site.parameter.detach().clone() for name, site in self._sites.items()}
-        try:
-            for name, site in self._sites.items():
-                _ = site.parameter.copy_(values[name])
-            with torch.enable_grad():
-                yield self.model
-        finally:
-            for name, site in self._sites.items():
-                _ = site.parameter.copy_(before[name])
+        with showing(self._sites, {name: self._final_values(name, mask) for name, mask in finals.items()}):
+            yield self.model
 
     def _final_values(self, name: str, mask: Tensor) -> Tensor:
         layer = self._layers[name]
@@ -328,83 +311,7 @@ class Search:
         self._digests = dict(state["frozen"])
         self._write_all()
 
-    # -- around every step -------------------------------------------------------------------------------------
-
-    def _deliver(self, site: ScoreSite, signal: Tensor) -> None:
-        """A weight's gradient arrived: make it one of its scores, averaged over processes."""
-
-        def deliver(signal: Tensor) -> None:
-            gradient = self.method.score_gradient(site.scored, signal, self.step, self.total_steps)
-            if site.score.grad is None:
-                site.score.grad = gradient
-            else:
-                site.score.grad += gradient
-
-        self._reducer.add(site.name, signal, deliver)
-
-    def _holds(self, optimizer: Optimizer) -> bool:
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        found = self._ids & held
-        if found and found != self._ids:
-            missing = [name for name, site in self._sites.items() if id(site.score) not in held]
-            raise RuntimeError(
-                f"the optimizer has no scores of {', '.join(missing)}: give all of search.scores() to one optimizer"
-            )
-        return bool(found)
-
-    @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, overflow: bool) -> None:
-        if isinstance(optimizer, LBFGS):
-            raise RuntimeError(
-                "LBFGS moves scores several times a step, and masks follow steps: take another one"
-            )
-        self._reducer.check_idle()
-        for site in self._sites.values():
-            site.check_place()
-        if overflow:
-            return
-        factor = scale(optimizer)
-        for site in self._sites.values():
-            penalty = self.method.penalty(site.scored, self.step, self.total_steps)
-            if penalty is not None:
-                penalty = penalty if factor == 1 else penalty * factor
-                site.score.grad = penalty if site.score.grad is None else site.score.grad + penalty
-            if site.score.grad is not None:
-                seen = site.score.grad if factor == 1 else site.score.grad / factor
-                self.method.observe(site.scored, seen)
-
-    @torch.no_grad()
-    def _after_step(self, overflow: bool) -> None:
-        if overflow:
-            return
-        for site in self._sites.values():
-            site.scored.score = site.score.detach()
-        self.step += 1
-        self.method.project(self._layers, self.step, self.total_steps)
-        masks = self._choose()
-        if self.method.soft:
-            swapped = sum(int((self._layers[n].mask & ~mask).sum()) for n, mask in masks.items())
-            moved = any(not torch.equal(self._layers[n].mask, mask) for n, mask in masks.items())
-            for name, mask in masks.items():
-                self._layers[name].mask = mask
-            self._write_all()
-        else:
-            changes = [self._sites[name].place(mask) for name, mask in masks.items()]
-            moved, swapped = any(changed for changed, _ in changes), sum(gone for _, gone in changes)
-        self.num_swaps += swapped
-        self.num_updates += moved
-
-    def _choose(self) -> dict[str, Tensor]:
-        try:
-            masks = self.method.choose(self._layers, self.step, self.total_steps)
-        except ValueError as error:
-            raise ValueError(
-                f"{self.method.name} cannot choose masks after step {self.step - 1}: {error}"
-            ) from error
-        for name, mask in masks.items():
-            source = self._layers[name].source
-            assert source is None or not bool((mask & ~source).any()), f"{name}: a mask left its source"
-        return masks
+    # -- written values ----------------------------------------------------------------------------------------
 
     def _values(self, site: ScoreSite) -> Tensor | None:
         return self.method.values(site.scored, self.step, self.total_steps)
@@ -426,8 +333,3 @@ class Search:
 def _remove(handles: list) -> None:
     for handle in handles:
         handle.remove()
-
-
-def warn(message: str) -> None:
-    """A warning at the line that called ``ss.search``."""
-    warnings.warn(message, stacklevel=4)

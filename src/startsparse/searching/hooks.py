@@ -1,4 +1,4 @@
-"""How a search is tied to torch: an optimizer that is born later, batch norm that stays, backward passes that end."""
+"""How a search is tied to torch: batch norm that stays, states that are loaded, backward passes that end."""
 
 from __future__ import annotations
 
@@ -8,52 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
 
-from ..execution.every_step import listen, stop_listening
 from ..execution.hooks import nothing
 
 if TYPE_CHECKING:
     from .engine import Search
-
-
-class StepHooks:
-    """Around the steps of whichever optimizer holds the scores; others are not touched."""
-
-    def __init__(self, search: Search):
-        self._search = weakref.ref(search)
-
-    def begin(self) -> None:
-        """Listen to all optimizers there will be."""
-        self._number = listen(self)
-
-    def end(self) -> None:
-        """Listen no more."""
-        stop_listening(self._number)
-
-    def before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        """The step pre-hook."""
-        search = self._search()
-        if search is not None and search._holds(optimizer):
-            search._before_step(optimizer, overflow(optimizer))
-
-    def after(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        """The step post-hook."""
-        search = self._search()
-        if search is not None and search._holds(optimizer):
-            search._after_step(overflow(optimizer))
-
-
-def overflow(optimizer: Optimizer) -> bool:
-    """Whether a gradient scaler found an overflow: a fused optimizer runs its hooks on the skipped step too."""
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)
-
-
-def scale(optimizer: Optimizer) -> float:
-    """What the gradients of a fused optimizer are still multiplied by; 1 for others."""
-    found = getattr(optimizer, "grad_scale", None)
-    return 1.0 if found is None else float(found)
 
 
 class KeepEvaluating:
@@ -94,6 +53,11 @@ def _inert() -> Any:
     return nothing
 
 
+def distributed() -> bool:
+    """Whether there are processes to average over."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 class Reducer:
     """Averages what arrives in one backward pass over all processes, when the pass ends."""
 
@@ -102,7 +66,7 @@ class Reducer:
 
     def add(self, name: str, signal: Tensor, deliver: Any) -> None:
         """``deliver(signal)`` at once, or averaged at the end of the backward pass where there are processes."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not distributed():
             deliver(signal)
             return
         if not self._waiting:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +12,9 @@ from torch import Tensor, nn
 
 from ..execution.hooks import nothing
 from ..layers import Layer
+from ..methods.renewal import Swap
 from ..methods.search import Scored
+from .hooks import distributed
 
 if TYPE_CHECKING:
     from .engine import Search
@@ -78,20 +82,16 @@ class ScoreSite:
         _ = self.parameter.copy_(self.effective(values))
 
     @torch.no_grad()
-    def place(self, mask: Tensor) -> tuple[int, int]:
-        """Take over a mask and write what it changed; returns how many weights changed, and how many went of them."""
+    def place(self, swap: Swap) -> None:
+        """Make a swap, and write the weights it changes."""
         scored = self.scored
-        changed = (mask ^ scored.mask).view(-1).nonzero().squeeze(1)
-        if not len(changed):
-            return 0, 0
-        arrives = mask.view(-1)[changed]
-        scored.mask = mask
-        if self.parameter.is_contiguous():
-            new = torch.where(arrives, scored.weight.view(-1)[changed], 0)
-            self.parameter.detach().view(-1)[changed] = new
-        else:
+        scored.change(swap)
+        if not self.parameter.is_contiguous():
             self.write(None)
-        return len(changed), len(changed) - int(arrives.count_nonzero())
+            return
+        flat = self.parameter.detach().view(-1)
+        _ = flat.index_fill_(0, swap.leaving, 0)
+        _ = flat.index_copy_(0, swap.arriving, scored.weight.view(-1)[swap.arriving])
 
     def is_untouched(self, values: Tensor | None) -> bool:
         """Whether the weight still holds, bit for bit, what the search wrote."""
@@ -134,6 +134,21 @@ class ScoreSite:
             )
 
 
+@contextmanager
+@torch.no_grad()
+def showing(sites: Mapping[str, ScoreSite], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Other values in the weights, inside; what was there comes back, bit for bit."""
+    before = {name: site.parameter.detach().clone() for name, site in sites.items()}
+    try:
+        for name, site in sites.items():
+            _ = site.parameter.copy_(values[name])
+        with torch.enable_grad():
+            yield
+    finally:
+        for name, site in sites.items():
+            _ = site.parameter.copy_(before[name])
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal bit for bit: minus zero is not zero, NaN is itself."""
     if a.shape != b.shape or a.dtype != b.dtype:
@@ -159,9 +174,13 @@ class _Gradient:
             )
         site.check_place()
         scored = site.scored
-        exact = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        signal = (exact * search.method.base(scored)).to(torch.float32)
-        search._deliver(site, scored.inside(signal.contiguous(), 0))
+        base = search.method.base(scored)
+        if gradient.dtype == base.dtype == torch.float32 and not distributed():
+            signal = gradient.mul_(base)  # nobody else has it: it is what this backward pass accumulated
+        else:
+            exact = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+            signal = (exact * base).to(torch.float32)
+        search._steps.deliver(search, site, scored.inside(signal.contiguous(), 0))
 
     def __deepcopy__(self, memo: dict):
         return nothing
