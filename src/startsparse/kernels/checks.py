@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from startsparse.kernels.geometry import ConvShape, Layer, conv_layer, lanes_for, linear_layer
+from startsparse.kernels.geometry import ConvShape, Layer, conv_layer, lanes_for, linear_lanes, linear_layer
+from startsparse.kernels.library import threads
 
 _HEADER = ctypes.c_int64 * 16
 
@@ -48,14 +49,15 @@ def check_weight(pattern: Tensor, values: Tensor, bias: Tensor | None, outputs: 
     require(built_groups == groups, "the pattern was built for {} groups, not {}", built_groups, groups)
 
 
-def linear_of(x: Tensor, batch: int | None) -> Layer:
+def linear_of(x: Tensor, batch: int | None, weights: int, outputs: int) -> Layer:
     """The layer that takes x: row-major [..., features], or blocked [tiles, features, lanes]."""
     if batch is None:
         if x.dim() < 1:
             raise ValueError("startsparse: x must be [..., features], not a number")
         features = x.shape[-1]
         items = x.numel() // features if features else x.shape[:-1].numel()
-        return linear_layer(items, features, lanes_for(items), False)
+        lanes = linear_lanes(items, features + outputs, weights, threads())
+        return linear_layer(items, features, lanes, False)
     require(x.dim() == 3, "blocked x must be [tiles, features, lanes], not {}", list(x.shape))
     check_blocked(x, batch)
     return linear_layer(batch, x.shape[1], x.shape[2], True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +29,19 @@ _dispatch_modes, _function_modes, _transforms = (
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A layer's passes: as plain functions, and ``operator``, the registered backward pass."""
+class Passes:
+    """A layer's passes as plain functions.
 
+    Attributes:
+        prepare: (x, values, bias, pattern, *rest) -> the checked call, which both passes take first.
+        forward: (call, x, values, bias, pattern) -> y.
+        backward: (call, dy, x, values, pattern, outputs, wanted) -> the wanted gradients, None for the others.
+        operator: the registered backward pass.
+    """
+
+    prepare: Callable[..., Any]
     forward: Callable[..., Tensor]
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]]
     operator: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
@@ -48,36 +57,36 @@ def is_plain(*tensors: Tensor | None) -> bool:
     return True
 
 
-def run(layer: Layer, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, *rest) -> Tensor:
-    """``layer.forward(x, values, bias, pattern, *rest)``, with gradients where they are wanted."""
+def run(passes: Passes, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, *rest) -> Tensor:
+    """The layer's output, with gradients where they are wanted."""
+    call = passes.prepare(x, values, bias, pattern, *rest)
     if torch.is_grad_enabled():
         wanted = x.requires_grad, values.requires_grad, bias is not None and bias.requires_grad
         if any(wanted):
-            return _apply(x, values, bias, pattern, layer, wanted, rest)
-    return layer.forward(x, values, bias, pattern, *rest)
+            return _apply(x, values, bias, pattern, call, passes, wanted, rest)
+    return passes.forward(call, x, values, bias, pattern)
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, values, bias, pattern, layer, wanted, rest):
+    def forward(ctx, x, values, bias, pattern, call, passes, wanted, rest):
         ctx.save_for_backward(x, values)
-        ctx.call = layer, pattern, wanted, rest[1:]  # without the number of outputs
-        return layer.forward(x, values, bias, pattern, *rest)
+        ctx.call = call, passes, pattern, wanted, rest, x.shape, values.shape
+        return passes.forward(call, x, values, bias, pattern)
 
     @staticmethod
     def backward(ctx, dy):
-        layer, pattern, wanted, rest = ctx.call
+        call, passes, pattern, wanted, rest, x_shape, shape = ctx.call
         x, values = ctx.saved_tensors
-        again = torch.is_grad_enabled() or not is_plain(dy, x, values)
-        passes = layer.operator if again else layer.backward
-        dx, dw, db = passes(dy, x, values, pattern, *rest, wanted)
-        want_x, want_values, want_bias = wanted
-        return (
-            dx if want_x else None,
-            dw if want_values else None,
-            db if want_bias else None,
-            None, None, None, None,
-        )  # fmt: skip
+        outputs, *others = rest
+        if torch.is_grad_enabled() or not is_plain(dy, x, values):
+            grads = passes.operator(dy, x, values, pattern, *others, wanted)
+            dx, dw, db = (grad if want else None for grad, want in zip(grads, wanted, strict=True))
+        else:
+            if x.shape != x_shape or values.shape != shape or values.dtype != torch.float32:
+                call = passes.prepare(x, values, None, pattern, *rest)  # says what has changed since
+            dx, dw, db = passes.backward(call, dy, x, values, pattern, outputs, wanted)
+        return dx, dw, db, None, None, None, None, None
 
 
 # ``_Function.apply`` less its look for transforms, which ``is_plain`` has excluded.

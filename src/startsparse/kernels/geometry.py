@@ -61,17 +61,35 @@ class Layer:
         object.__setattr__(self, "address", ctypes.byref(self.geometry))
 
 
-def lanes_for(batch: int, line: int = 1) -> int:
-    """Items per tile: enough for long vectors (64 for a linear layer), not many more than there are.
+def lanes_for(batch: int, line: int = 1, widest: int = 128) -> int:
+    """Items per tile: enough for long vectors, not many more than there are.
 
     Args:
         batch: Number of items.
         line: Output pixels that are neighbours in memory: vectors may be filled along them instead.
+        widest: At most so many.
     """
     lanes = 16
-    while lanes < 64 and lanes < batch and lanes * line < 128:
+    while lanes < widest and lanes < batch and lanes * line < 128:
         lanes *= 2
     return lanes
+
+
+def linear_lanes(items: int, features: int, weights: int, threads: int) -> int:
+    """Items per tile of a linear layer that takes and gives row-major activations.
+
+    Each thread has a tile of its own where that is possible, so that no activation crosses from core to core. Where
+    the weights are many, that costs more than it saves: every thread would read all of them.
+
+    Args:
+        items: Rows of x.
+        features: Inputs and outputs together.
+        weights: Live ones.
+        threads: That compute.
+    """
+    if 2 * weights > items * features:
+        return lanes_for(items)
+    return lanes_for(items, widest=32 if 32 < items <= 32 * threads else 64)
 
 
 @lru_cache(maxsize=4096)

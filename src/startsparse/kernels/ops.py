@@ -12,6 +12,8 @@ dense gradient never exists. Second derivatives are not implemented, and say so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,8 @@ from startsparse.kernels.checks import (
 from startsparse.kernels.geometry import ConvShape, Layer, linear_layer
 from startsparse.kernels.library import backend, threads
 from startsparse.kernels.observe import notify
+
+Call = tuple[Layer, tuple[int, ...]]  # what a checked call computes, and the shape of its result
 
 _FEW = 1 << 18  # multiply-adds that are not worth waking a second thread for
 
@@ -70,9 +74,8 @@ def _team(values: Tensor, layer: Layer) -> int:
     return 1 if few else threads()
 
 
-def _forward(
-    layer: Layer, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, shape: tuple[int, ...]
-) -> Tensor:
+def _forward(call: Call, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor) -> Tensor:
+    layer, shape = call
     y = torch.empty(shape, dtype=torch.float32)
     bias = None if bias is None else bias.contiguous()
     backend().forward(layer, pattern, x.contiguous(), values.contiguous(), bias, y, _team(values, layer))
@@ -80,53 +83,64 @@ def _forward(
 
 
 def _backward(
-    layer: Layer, dy: Tensor, x: Tensor, values: Tensor, pattern: Tensor, outputs: int, wanted: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, values and bias; an unwanted one is empty."""
+    call: Call, dy: Tensor, x: Tensor, values: Tensor, pattern: Tensor, outputs: int, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those gradients of x, values and bias that are wanted."""
+    layer, shape = call
+    check_float("dy", dy)
+    if dy.shape != shape:
+        raise ValueError(f"startsparse: dy must be {list(shape)}, not {list(dy.shape)}")
     if not layer.geometry.blocked:
         notify(pattern, x, dy)
-    dx, dw, db = _grads(x, values, outputs, wanted)
-    given = [grad if want else None for grad, want in zip((dx, dw, db), wanted, strict=True)]
-    operands = (pattern, x.contiguous(), dy.contiguous(), values.contiguous())
-    backend().backward(layer, *operands, *given, threads=_team(values, layer))
+    want_x, want_values, want_bias = wanted
+    x, values = x.contiguous(), values.contiguous()
+    dx = torch.empty_like(x) if want_x else None
+    dw = torch.empty_like(values) if want_values else None
+    db = values.new_empty(outputs) if want_bias else None
+    backend().backward(layer, pattern, x, dy.contiguous(), values, dx, dw, db, _team(values, layer))
     return dx, dw, db
 
 
-def _linear_forward(x, values, bias, pattern, out_features, batch=None):
+def _linear_call(x, values, bias, pattern, out_features, batch=None) -> Call:
     check_float("x", x)
     check_weight(pattern, values, bias, out_features, 1)
-    return _forward(linear_of(x, batch), x, values, bias, pattern, _linear_shape(x, out_features, batch))
+    layer = linear_of(x, batch, values.numel(), out_features)
+    return layer, _linear_shape(x, out_features, batch)
 
 
-def _linear_backward(dy, x, values, pattern, batch, wanted):
-    check_float("x", x)
-    check_float("dy", dy)
-    outputs = dy.shape[-1 if batch is None else 1]
-    check_weight(pattern, values, None, outputs, 1)
-    layer = linear_of(x, batch)
-    if dy.shape != (expected := _linear_shape(x, outputs, batch)):
-        raise ValueError(f"startsparse: dy must be {list(expected)}, not {list(dy.shape)}")
-    return _backward(layer, dy, x, values, pattern, outputs, wanted)
-
-
-def _conv_forward(
+def _conv_call(
     x, values, bias, pattern, out_channels, kernel, stride, padding, dilation, groups, batch=None
-):
+) -> Call:
     check_float("x", x)
     shape = conv_shape(x, batch, (kernel, stride, padding, dilation, groups))
     check_weight(pattern, values, bias, out_channels, groups)
-    y_shape = _conv_out_shape(x, out_channels, shape)
-    return _forward(conv_of(x, batch, shape), x, values, bias, pattern, y_shape)
+    return conv_of(x, batch, shape), _conv_out_shape(x, out_channels, shape)
+
+
+def _linear_forward(x, values, bias, pattern, *rest):
+    return _forward(_linear_call(x, values, bias, pattern, *rest), x, values, bias, pattern)
+
+
+def _linear_backward(dy, x, values, pattern, batch, wanted):
+    outputs = dy.shape[-1 if batch is None else 1]
+    call = _linear_call(x, values, None, pattern, outputs, batch)
+    return _whole(_backward(call, dy, x, values, pattern, outputs, wanted), values)
+
+
+def _conv_forward(x, values, bias, pattern, *rest):
+    return _forward(_conv_call(x, values, bias, pattern, *rest), x, values, bias, pattern)
 
 
 def _conv_backward(dy, x, values, pattern, kernel, stride, padding, dilation, groups, batch, wanted):
-    check_float("x", x)
-    check_float("dy", dy)
-    shape = conv_shape(x, batch, (kernel, stride, padding, dilation, groups))
-    check_weight(pattern, values, None, dy.shape[1], groups)
-    if dy.shape != (expected := _conv_out_shape(x, dy.shape[1], shape)):
-        raise ValueError(f"startsparse: dy must be {list(expected)}, not {list(dy.shape)}")
-    return _backward(conv_of(x, batch, shape), dy, x, values, pattern, dy.shape[1], wanted)
+    outputs = dy.shape[1]
+    conv = kernel, stride, padding, dilation, groups
+    call = _conv_call(x, values, None, pattern, outputs, *conv, batch)
+    return _whole(_backward(call, dy, x, values, pattern, outputs, wanted), values)
+
+
+def _whole(grads: tuple[Tensor | None, ...], values: Tensor) -> tuple[Tensor, ...]:
+    """As operators return them: an unwanted one is empty."""
+    return tuple(values.new_empty(0) if grad is None else grad for grad in grads)
 
 
 def _to_blocked(x: Tensor, lanes: int) -> Tensor:
@@ -272,5 +286,5 @@ torch.library.register_autograd(
 
 # ---- the same passes, for eager calls ------------------------------------------------------------
 
-LINEAR = eager.Layer(_linear_forward, _linear_backward, torch.ops.startsparse.sparse_linear_backward)
-CONV2D = eager.Layer(_conv_forward, _conv_backward, torch.ops.startsparse.sparse_conv2d_backward)
+LINEAR = eager.Passes(_linear_call, _forward, _backward, torch.ops.startsparse.sparse_linear_backward)
+CONV2D = eager.Passes(_conv_call, _forward, _backward, torch.ops.startsparse.sparse_conv2d_backward)
