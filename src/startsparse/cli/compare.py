@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 EPILOG = """\
@@ -10,6 +11,7 @@ examples:
   startsparse compare runs                                          all runs in a folder, told apart by what differs
   startsparse compare runs --by method --baseline static            methods only; anything else that differs is an error
   startsparse compare runs/a-1f runs/b-2e --metric validation_loss
+  startsparse compare runs --budget total                           cheaper runs train longer, until all saw as much
   startsparse compare runs --match flops --metric validation_accuracy --format markdown --output table.md
 
 A verdict is "better" or "worse" where the interval leaves zero out, a t test adjusted for the number of groups (Holm)
@@ -35,6 +37,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--match", choices=("samples", "flops", "seconds"), help="compare where this cost was equal"
     )
     parser.add_argument(
+        "--budget",
+        choices=("fine-tune", "total"),
+        help="fine-tune: the final training must be equally long; total: train what cost less again, longer in the end, "
+        "until all have seen as many samples",
+    )
+    parser.add_argument(
         "--confidence", type=float, default=0.95, help="of the intervals (default: %(default)s)"
     )
     parser.add_argument("--format", choices=("text", "markdown", "csv"), default="text")
@@ -49,7 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
     metric = arguments.metric or ("validation_accuracy" if arguments.match else "test_accuracy")
     by = [path for given in arguments.by for path in given.split(",") if path]
     found = tabulate.tabulate(
-        results.gather(arguments.runs), metric, arguments.baseline, by, arguments.match, arguments.confidence
+        results.gather(arguments.runs),
+        metric,
+        arguments.baseline,
+        by,
+        arguments.match,
+        arguments.confidence,
+        arguments.budget,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     table = getattr(found, arguments.format)().rstrip("\n") + "\n"
     if arguments.output is None:

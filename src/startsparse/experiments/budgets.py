@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -44,6 +45,19 @@ def flops_per_sample(run: Run) -> float:
     Raises:
         ResultsError: its recipe cannot be read by this version.
     """
+    if "costs" in run.result:
+        return run.result["costs"]["flops"] / run.samples
+    plan, _ = plan_of(run)
+    assert plan.flops is not None
+    return plan.flops.training
+
+
+def plan_of(run: Run) -> tuple[ss.planning.Plan, Any]:
+    """The plan of a run of one stage, and its method; a dense run's is that of all weights, its method None.
+
+    Raises:
+        ResultsError: its recipe cannot be read by this version.
+    """
     try:
         chosen = recipe.parse(reading.read_yaml(run.folder / "recipe.yaml"))
     except recipe.RecipeError as error:
@@ -61,8 +75,7 @@ def flops_per_sample(run: Run) -> float:
             example_input=build.example_of(chosen.data.entry(), 1),
             total_steps=run.result["steps"],
         )
-    assert plan.flops is not None
-    return plan.flops.training
+    return plan, method
 
 
 def at_equal_cost(
@@ -80,6 +93,10 @@ def at_equal_cost(
         raise ResultsError(
             f"metric: {metric} is known only at the end (the test part is looked at once); at equal {cost}, runs are "
             f"compared by validation_accuracy or validation_loss"
+        )
+    if several := [run.folder for group in found.values() for run in group.values() if "costs" in run.result]:
+        raise ResultsError(
+            f"match: {several[0]} has several stages and is not validated on the way: compare it on equal budgets"
         )
     limit = min(getattr(budgets[label], cost) for label in found)
     values: dict[str, dict[int, float]] = {}

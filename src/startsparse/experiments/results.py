@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from startsparse.experiments import staged
 from startsparse.training import reading
-from startsparse.training.folder import RunFolder, find_runs
+from startsparse.training.folder import RunFolder
 
 _NOT_SETTINGS = {
     "seed",
@@ -44,13 +45,17 @@ class Run:
 
     @property
     def samples(self) -> int:
-        """Training examples it has seen."""
+        """Training examples it has seen, in all its stages."""
+        if "costs" in self.result:
+            return self.result["costs"]["dense_samples"] + self.result["costs"]["sparse_samples"]
         per_step = self.settings["data.batch_size"] * self.settings["train.accumulate"]
         return self.result["steps"] * per_step
 
     @property
     def seconds(self) -> float:
-        """Measured time of its training steps."""
+        """Measured time of its training steps, in all its stages."""
+        if "costs" in self.result:
+            return self.result["costs"]["seconds"]
         return sum(self.laps().values())
 
     def laps(self) -> dict[int, float]:
@@ -68,9 +73,14 @@ def read(folder: Path) -> Run:
     Raises:
         ResultsError: no run is there, or it has not ended.
     """
-    if not (folder / "recipe.yaml").is_file():
+    if not _is_run(folder):
         raise ResultsError(f"{folder} is no folder of a run: it has no recipe.yaml")
-    flat = reading.flatten(reading.read_yaml(folder / "recipe.yaml"))
+    several = staged.is_staged(folder)
+    flat = (
+        staged.settings(staged.read_file(folder))
+        if several
+        else reading.flatten(reading.read_yaml(folder / "recipe.yaml"))
+    )
     try:
         result = RunFolder(folder).result
     except ValueError as error:
@@ -97,7 +107,7 @@ def gather(paths: Iterable[str | Path]) -> list[Run]:
     folders: dict[Path, None] = {}
     wrong: list[str] = []
     for path in map(Path, paths):
-        inside = [path] if (path / "recipe.yaml").is_file() else [run.path for run in find_runs(path)]
+        inside = [path] if _is_run(path) else sorted(one for one in path.glob("*") if _is_run(one))
         if not inside:
             wrong.append(f"no runs in {path}" if path.is_dir() else f"{path} does not exist")
         folders |= dict.fromkeys(inside)
@@ -110,6 +120,10 @@ def gather(paths: Iterable[str | Path]) -> list[Run]:
     if wrong:
         raise ResultsError("\n".join(wrong))
     return runs
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "recipe.yaml").is_file() or staged.is_staged(folder)
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from startsparse import tables
 from startsparse.experiments import budgets as costs
-from startsparse.experiments import comparison
+from startsparse.experiments import comparison, longer
 from startsparse.experiments.groups import differing, groups
 from startsparse.experiments.results import ResultsError, Run
 from startsparse.names import nearest
@@ -82,6 +82,8 @@ def tabulate(
     by: Sequence[str] = (),
     match: str | None = None,
     confidence: float = 0.95,
+    budget: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
     """Compare groups of runs, seed by seed.
 
@@ -94,23 +96,41 @@ def tabulate(
         match: None compares the runs as they ended; "samples", "flops" or "seconds" compares them where each had cost
             what the cheapest group costs in all, on the held-out part.
         confidence: of the intervals.
+        budget: "fine-tune" asks that the final training of all groups be equally long; "total" compares runs that have
+            seen as many samples as the dearest one: the others are trained again, the last stage longer (the controls
+            of extended fine-tuning). It takes their time.
+        say: is told what is trained.
 
     Raises:
         ResultsError: runs of different data or splits, missing seeds, an unknown metric or baseline, a single group.
     """
+    if budget is not None and budget not in longer.BUDGETS:
+        raise ResultsError(f"budget: unknown budget {budget!r}: {nearest(budget, longer.BUDGETS)}")
+    if budget is not None and match is not None:
+        raise ResultsError(f"budget {budget} and match {match} are two ways to equal costs: take one")
     found = groups(runs, by)
     if len(found) < 2:
         raise ResultsError(f"there is only one group of runs, {', '.join(found)}: nothing to compare it with")
     _check_seeds(found)
     chosen = _baseline(found, baseline)
-    spent = {label: costs.budget(group) for label, group in found.items()}
     notes = [_seeds(found)]
+    if budget == "fine-tune":
+        notes.append(f"the final training of all groups has {longer.check_final(found):,} steps")
+    if budget == "total":
+        found = {
+            label: dict(zip(group, made, strict=True))
+            for (label, group), made in zip(found.items(), _on_equal_totals(found, say), strict=True)
+        }
+        notes.append(
+            "at equal samples: what cost less has trained longer in the end, see the folder extended"
+        )
+    spent = {label: costs.budget(group) for label, group in found.items()}
     if match is None:
         values = {
             label: {seed: _figure(run, metric) for seed, run in group.items()}
             for label, group in found.items()
         }
-        notes += _unequal(spent)
+        notes += [] if budget == "total" else _unequal(spent)
     else:
         if match not in costs.COSTS:
             raise ResultsError(f"match: unknown cost {match!r}: {nearest(match, costs.COSTS)}")
@@ -123,6 +143,15 @@ def tabulate(
     if hidden := [path for path in between if not any(path == b or path.startswith(f"{b}.") for b in by)]:
         notes.append(f"groups differ besides in {', '.join(hidden)}")
     return Comparison(metric, comparison.compare(values, chosen, confidence), spent, notes)
+
+
+def _on_equal_totals(
+    found: Mapping[str, Mapping[int, Run]], say: Callable[[str], None]
+) -> Iterator[list[Run]]:
+    """The runs of each group, made longer where they were cheaper than the dearest of all."""
+    made = iter(longer.to_equal_totals([run for group in found.values() for run in group.values()], say))
+    for group in found.values():
+        yield [next(made) for _ in group]
 
 
 def _figure(run: Run, metric: str) -> float:

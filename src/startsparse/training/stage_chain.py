@@ -90,6 +90,7 @@ class Stages:
             "base": self.base.resolved(),
             "stages": [s.produces() | {"address": s.address} for s in self.stages],
             "described": dict(self.described),
+            "lengthened": self.lengthened,
         }
 
     def longer(self, steps: int) -> Stages:
