@@ -18,7 +18,7 @@ from tests.golden_tables import (
 from startsparse import distributions
 from startsparse.distributions import Scaled, allocate, densities
 
-RULES = ("balanced", "er", "erk", "erk+", "pyramidal", "uniform", "uniform+")
+RULES = ("balanced", "er", "erk", "erk+", "pyramidal", "smart", "uniform", "uniform+")
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 
@@ -36,6 +36,8 @@ def held(rule, shapes, density):
     sizes = sizes_of(shapes)
     if rule == "erk+":
         return sizes[last] if len(shapes) > 1 else 0
+    if rule == "smart":
+        return max(density, 0.3) * sizes[last] if len(shapes) > 1 else 0
     if rule == "uniform+":
         stem = sizes[first] if len(shapes[first]) > 2 else 0
         return stem + max(density, 0.2) * sizes[last]
@@ -65,6 +67,15 @@ def test_golden_pyramidal_roots(net, density):
     found = list(densities("pyramidal", NETS[net], density).values())
     assert agrees(found[0], PYRAMIDAL_ROOTS[net][density])
     assert found == pytest.approx([found[0] ** level for level in range(1, len(found) + 1)], rel=1e-12)
+
+
+def test_smart_ratios_by_hand():
+    """The fourth, third and second layer from the end want 20, 12 and 6; the last one has its 0.3."""
+    shapes = {"a": (10, 10), "b": (10, 10), "c": (10, 10), "fc": (10, 10)}
+    left = 0.1 * 400 - 30
+    expected = {"a": left * 20 / 38, "b": left * 12 / 38, "c": left * 6 / 38, "fc": 30.0}
+    assert {n: d * 100 for n, d in densities("smart", shapes, 0.1).items()} == pytest.approx(expected)
+    assert allocate("smart", shapes, 0.1) == {"a": 5, "b": 3, "c": 2, "fc": 30}
 
 
 def test_golden_counts_of_a_classifier_that_pyramidal_starves():

@@ -120,6 +120,14 @@ def _pyramidal(shapes: Shapes, density: float):
     return {name: high**level for level, name in enumerate(shapes, 1)}, {}
 
 
+@_rule("smart")
+def _smart(shapes: Shapes, density: float):
+    """Smart ratios: n^2 + n, n layers from the end, last layer at least 30 % dense (Su et al. 2020)."""
+    last = list(shapes)[-1]
+    wishes = {name: n * n + n for n, name in zip(range(len(shapes), 0, -1), shapes, strict=True)}
+    return wishes, {last: max(density, 0.3)} if len(shapes) > 1 else {}
+
+
 def densities(
     distribution: Distribution, shapes: Shapes, density: float, *, capacity: Mapping[str, int] | None = None
 ) -> dict[str, float]:
