@@ -6,11 +6,11 @@
 - ``random_source``: the sources themselves, drawn where they are looked at.
 """
 
-from .audit import CertificateError
 from .certificate import Certificate, verify
 from .embedding import Embedding, embed
 from .entrance import SourceTooNarrow
 from .network import SubNetwork
+from .sealed import CertificateError
 from .source import Source, SourceLayer, random_source
 from .subset_sums import numbers_needed
 from .ticket_certificate import TicketCertificate, verify_ticket

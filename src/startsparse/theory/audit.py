@@ -7,11 +7,8 @@ import numpy as np
 from .entrance import signed_weight
 from .graph import Target
 from .network import SubNetwork, shifted_bias
+from .sealed import CertificateError
 from .source import INPUTS, Source
-
-
-class CertificateError(ValueError):
-    """A certificate that is refused; the message says why."""
 
 
 def audit(target: Target, source: Source, model: SubNetwork, signs: int, shift: float) -> None:
@@ -46,7 +43,7 @@ def audit(target: Target, source: Source, model: SubNetwork, signs: int, shift: 
 def _entrance(target: Target, source: Source, model: SubNetwork, signs: int, shift: float) -> np.ndarray:
     entrance, layer = model.entrance, source.layers[INPUTS]
     units, reads = entrance.units.numpy(), entrance.reads.numpy()
-    _units(INPUTS, units, layer.outputs)
+    check_units(INPUTS, units, layer.outputs)
     if len(units) and not (reads.min() >= 0 and reads.max() < target.inputs):
         raise CertificateError("the first layer reads inputs the target does not have")
     per_group, size = layer.outputs // layer.groups, target.inputs // layer.groups
@@ -71,17 +68,11 @@ def _layer(
 ) -> np.ndarray:
     kept, layer, affine = model.layer(name), source.layers[name], target.layers[name]
     units, serves = kept.units.numpy(), kept.serves.numpy()
-    _units(name, units, layer.outputs)
+    check_units(name, units, layer.outputs)
     crow, columns, values = kept.crow.numpy(), kept.columns.numpy(), kept.values.numpy()
     held, taps = model.held[target.nodes[name].reads[0]], affine.taps
+    check_rows(name, crow, len(units), columns, len(values), len(held) * taps)
     sizes = np.diff(crow)
-    sound = len(crow) == len(units) + 1 and crow[0] == 0 and crow[-1] == len(columns) == len(values)
-    if (
-        not sound
-        or (sizes < 0).any()
-        or (len(columns) and not 0 <= columns.min() <= columns.max() < len(held) * taps)
-    ):
-        raise CertificateError(f"layer {name}: its compressed rows are not sound")
     if len(serves) != len(units) or (len(serves) and not 0 <= serves.min() <= serves.max() < affine.outputs):
         raise CertificateError(f"layer {name}: units serve neurons the target does not have")
     if (units // (layer.outputs // layer.groups) != serves // (affine.outputs // affine.groups)).any():
@@ -138,6 +129,15 @@ def _sum(target: Target, model: SubNetwork, name: str, serves: dict[str, np.ndar
     return found
 
 
-def _units(name: str, units: np.ndarray, outputs: int) -> None:
+def check_units(name: str, units: np.ndarray, outputs: int) -> None:
+    """Refuse units that are not units of the source, in order."""
     if len(units) and (units[0] < 0 or units[-1] >= outputs or (np.diff(units) <= 0).any()):
         raise CertificateError(f"layer {name}: its units are not units of the source, in order")
+
+
+def check_rows(name: str, crow: np.ndarray, units: int, columns: np.ndarray, values: int, width: int) -> None:
+    """Refuse compressed rows that do not have a row for each unit and a value for each column in range."""
+    sound = len(crow) == units + 1 and crow[0] == 0 and crow[-1] == len(columns) == values
+    inside = not len(columns) or 0 <= columns.min() <= columns.max() < width
+    if not sound or (np.diff(crow) < 0).any() or not inside:
+        raise CertificateError(f"layer {name}: its compressed rows are not sound")

@@ -2,68 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from ..artifact import atomic
-from .audit import CertificateError, audit
+from .audit import audit
+from .checking import difference, measured, opened, probes_for
 from .graph import Target
 from .network import SubNetwork
 from .rounding import bound
-from .source import Source, from_description
-from .tracing import trace
+from .sealed import Sealed, close, same
+from .source import Source
 from .widths import log_success
-
-_SIZES = (8, 16, 28, 32, 64, 96, 224)  # sides of an image, tried until the target takes one
-_PROBES = {"linear": 256, "image": 16}
-
-
-@dataclass(frozen=True)
-class Sealed:
-    """A certificate as a JSON text that carries the sha256 of its content."""
-
-    def as_json(self) -> str:
-        """The certificate with the sha256 of its content, JSON."""
-        content = asdict(self)
-        return json.dumps(content | {"sha256": _seal(content)}, indent=1)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON file, as a whole or not at all."""
-        atomic.write(path, [np.frombuffer(self.as_json().encode() + b"\n", np.uint8)])
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read a certificate.
-
-        Raises:
-            CertificateError: it is not one, or was altered.
-        """
-        try:
-            content = json.loads(text)
-            seal = content.pop("sha256")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CertificateError(f"this is not a certificate: {error}") from None
-        if seal != _seal(content):
-            raise CertificateError(
-                "the certificate was altered: its content does not have the sha256 it states"
-            )
-        if set(content) != {field.name for field in fields(cls)} or content["version"] != 1:
-            raise CertificateError(
-                "the certificate is of another version: its fields are not those of version 1"
-            )
-        found = cls(**content | {"box": tuple(content["box"])})
-        if text.strip() != found.as_json():
-            raise CertificateError("the certificate was altered: it is not written the way certificates are")
-        return found
 
 
 @dataclass(frozen=True)
@@ -173,25 +127,7 @@ def verify(
     """
     if not isinstance(certificate, Certificate):
         certificate = Certificate.from_json(certificate)
-    traced = trace(target)
-    same(
-        "the target's weights (sha256)",
-        certificate.target,
-        traced.digest,
-        "another target, or it was changed",
-    )
-    where = source_of(certificate.source, source)
-    if not isinstance(model, SubNetwork):
-        try:
-            model = SubNetwork(traced, where.copies, model)
-        except (KeyError, IndexError, ValueError, RuntimeError) as error:
-            raise CertificateError(f"these tensors are not a sub-network of the target: {error}") from None
-    same(
-        "the sub-network's tensors (sha256)",
-        certificate.model,
-        model.digest(),
-        "another one, or it was changed",
-    )
+    traced, where, model = opened(certificate, target, model, source)
     audit(traced, where, model, certificate.signs, certificate.shift)
     low = certificate.box[0]
     same("shift", certificate.shift, -low if certificate.signs == 1 and low < 0 else 0.0)
@@ -202,33 +138,13 @@ def verify(
     close("the probability", certificate.chance, _chance(traced, where, certificate.signs))
     close("the error bound", certificate.error_bounded, _bound(traced, certificate.box, certificate.shift))
     probes = probes_for(target, traced, certificate.box, example_input)
-    again = difference(target, model, probes)
-    for what, error in (("measured", again), ("certified as measured", certificate.error_measured)):
-        if not error <= certificate.error_bounded:
-            raise CertificateError(
-                f"the error {what}, {error:g}, is above the bound {certificate.error_bounded:g}"
-            )
+    again = measured(certificate, target, model, probes, certificate.error_bounded)
     return [
         f"target and sub-network are those of the certificate ({certificate.target[:12]}, {certificate.model[:12]})",
         f"all {model.edges:,} edges lie on active positions of the source",
         "every unit carries exactly the weights of the target unit it serves",
         f"outputs differ by {again:.2g} on {len(probes)} inputs, by {certificate.error_bounded:.2g} at most in the box",
     ]
-
-
-def source_of(described: Mapping[str, Any], given: Source | None) -> Source:
-    """The source a certificate describes, drawn anew; or the given one, if its masks are those described."""
-    if described.get("rule") == "bernoulli":
-        try:
-            return from_description(described)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CertificateError(f"the certificate's source cannot be drawn: {error}") from None
-    if given is None:
-        raise CertificateError(
-            "the certificate is about a source that was given as a module: pass it as source="
-        )
-    same("the source's masks (sha256)", described.get("sha256"), given.describe().get("sha256"))
-    return given
 
 
 def _layers(target: Target, source: Source, model: SubNetwork) -> dict[str, dict[str, int]]:
@@ -251,57 +167,3 @@ def _chance(target: Target, source: Source, signs: int) -> float | None:
 def _bound(target: Target, box: tuple[float, float], shift: float) -> float:
     size = target.inputs
     return bound(target, np.full(size, max(abs(box[0]), abs(box[1]))), np.full(size, shift))
-
-
-def probes_for(target: nn.Module, traced: Target, box: tuple[float, float], example: Tensor | None) -> Tensor:
-    """Inputs in the box, by a generator of their own."""
-    generator = torch.Generator().manual_seed(0)
-    if example is not None:
-        return example.detach().to("cpu", torch.float64)
-    first = next(a for name, a in traced.layers.items() if traced.nodes[name].reads[0] == traced.entry)
-    if first.geometry is None:
-        shapes = [(_PROBES["linear"], traced.inputs)]
-    else:
-        shapes = [(_PROBES["image"], traced.inputs, side, side) for side in _SIZES]
-    still = _double(target)
-    for shape in shapes:
-        probes = torch.rand(shape, generator=generator, dtype=torch.float64) * (box[1] - box[0]) + box[0]
-        try:
-            with torch.no_grad():
-                still(probes[:1])
-        except RuntimeError:
-            continue
-        return probes
-    raise ValueError("the shape of the target's inputs cannot be guessed: pass example_input")
-
-
-def _double(target: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(target).cpu().eval().double()
-
-
-def difference(target: nn.Module, model: SubNetwork, probes: Tensor) -> float:
-    still = _double(target)
-    with torch.no_grad():
-        return max(float((still(x) - model(x)).abs().max()) for x in probes.split(64))
-
-
-def _seal(content: Mapping[str, Any]) -> str:
-    plain = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(plain.encode()).hexdigest()
-
-
-def same(what: str, stated: object, found: object, hint: str = "") -> None:
-    if stated != found:
-        shown = f"stated {stated}, found {found}"
-        raise CertificateError(f"{what} differ from the certificate{': ' + hint if hint else ''} ({shown})")
-
-
-def close(what: str, stated: float | None, found: float | None) -> None:
-    if stated is None or found is None:
-        same = stated is found
-    else:
-        same = math.isclose(stated, found, rel_tol=1e-9)
-    if not same:
-        raise CertificateError(f"{what} differs from the certificate: stated {stated}, found {found}")
