@@ -54,7 +54,9 @@ from .planning import Plan as Plan
 from .planning import plan as plan
 from .report import Report as Report
 from .searching import Backbone as Backbone
+from .searching import Distillation as Distillation
 from .searching import Search as Search
+from .searching import distillation_loss as distillation_loss
 from .searching import overlap as overlap
 from .searching import reestimate_batch_norm as reestimate_batch_norm
 from .searching import search as search

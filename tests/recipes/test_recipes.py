@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from startsparse.training import data, dry, models, recipe, runs
+from startsparse.training import data, dry, dry_stages, models, recipe, runs, stages
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
-RECIPES = sorted(FOLDER.rglob("*.yaml"))
+ALL = sorted(FOLDER.rglob("*.yaml"))
+SEVERAL = [path for path in ALL if stages.has_stages(recipe.read(path))]
+RECIPES = [path for path in ALL if path not in SEVERAL]
 SHORT = ["train.epochs=null", "train.steps=2", "train.log_every=1", "train.device=cpu"]
 SMALL = ["data.batch_size=4", "train.accumulate=1"]
 LARGE = {
@@ -19,8 +21,8 @@ LARGE = {
 
 
 def test_none_is_missed():
-    assert len(RECIPES) == 22
-    assert len(RECIPES) == sum(path.is_file() for path in FOLDER.rglob("*"))
+    assert len(ALL) >= 24 and len(SEVERAL) >= 2
+    assert len(ALL) == sum(path.is_file() for path in FOLDER.rglob("*"))
 
 
 @pytest.fixture
@@ -86,6 +88,29 @@ def test_a_dry_run_checks_all_but_the_training(path, tmp_path, monkeypatch):
     assert found.facts["data"].startswith(chosen.data.name) and not list(tmp_path.glob("runs"))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SEVERAL, ids=lambda path: path.stem)
+def test_a_dry_run_of_several_stages(path, tmp_path, monkeypatch):
+    """Every stage that trains is looked at, and what is missing is said once."""
+    monkeypatch.setenv("STARTSPARSE_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    chosen = stages.load_all(path, ["train.device=cpu"])[0]
+    found = dry_stages.check(chosen)
+    trained = [(i, stage) for i, stage in enumerate(chosen.stages) if stage.recipe is not None]
+    assert [heading for heading, _ in found.stages] == [f"stages[{i}]: {stage.kind}" for i, stage in trained]
+    home = tmp_path / chosen.base.data.name
+    assert [str(home) in lack for lack in found.missing] == [True] * chosen.base.data.entry().has_home
+    assert found.as_dict()["ready"] == (not found.missing) and not list(tmp_path.glob("runs"))
+
+
+@pytest.mark.parametrize("path", [p for p in SEVERAL if "jackpot" in p.stem], ids=lambda path: path.stem)
+def test_a_search_says_what_it_searches(path):
+    """With and without the classifier, which the authors leave out."""
+    (chosen,) = stages.load_all(path, ["train.device=cpu", "stages.1.method.density=0.1"])
+    says = dict(dry_stages.check(chosen).stages)["stages[1]: search"].facts["method"]
+    assert "2,345,491 of 23,454,912 searched weights (density 0.1; 0.1723 of all weights" in says
+    assert "fc.weight left out" in says
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_it_begins_with_what_it_is_for(path):
     assert path.read_text().startswith("# ")

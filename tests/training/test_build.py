@@ -50,9 +50,9 @@ def test_a_method_gets_the_passes_it_declares():
     class Needs:
         needs = ("data", "loss_fn", "example_input")
 
-    passes = build._passes(Needs(), bench.job)
+    passes = build.passes(Needs(), bench.job)
     inputs, labels = next(iter(passes["data"]))
     assert inputs.shape == (32, 1, 8, 8) and inputs.is_floating_point() and len(passes["data"]) == 40
     assert passes["loss_fn"](bench.job.model(inputs), labels).ndim == 0
     assert passes["example_input"].shape == (1, 1, 8, 8)
-    assert build._passes(object(), bench.job) == {}
+    assert build.passes(object(), bench.job) == {}

@@ -37,15 +37,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train and print the final figures."""
-    from startsparse.training import dry, recipe, runs, stage_runs, stages
+    from startsparse.training import dry, dry_stages, recipe, runs, stage_runs, stages
     from startsparse.training.seeds import parse_seeds
 
     seeds = None if arguments.seeds is None else parse_seeds(arguments.seeds)
     if stages.has_stages(recipe.read(arguments.recipe)):
         several = stages.load_all(arguments.recipe, arguments.overrides, seeds)
         if arguments.dry_run:
-            print(several[0])
-            return 0
+            found = dry_stages.check(several[0])
+            print(json.dumps(found.as_dict()) if arguments.json else f"{several[0]}\n\n{found}")
+            return 1 if found.missing else 0
         for chosen in several:
             result = stage_runs.run(chosen, progress=not arguments.quiet)
             _say(result, chosen, arguments.json)

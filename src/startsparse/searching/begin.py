@@ -112,7 +112,7 @@ def _layers(
     excluded: dict[str, str] = {}
     patterns = [layers] if isinstance(layers, str) else list(layers or [])
     named = any(not pattern.startswith("!") for pattern in patterns)
-    last = _last(model)
+    last = classifier(model)
     if method.classifier == "exclude" and not named and last in found:
         if len(found) == 1:
             raise ValueError(
@@ -127,7 +127,7 @@ def _layers(
     return found, excluded
 
 
-def _last(model: nn.Module) -> str:
+def classifier(model: nn.Module) -> str:
     """The name of the last Linear or convolution weight, the classifier of most nets."""
     names = [n for n, module in model.named_modules() if isinstance(module, nn.Linear | _ConvNd)]
     return plain(f"{names[-1]}.weight" if names and names[-1] else "weight")

@@ -35,6 +35,7 @@ class Search:
         step: optimizer steps done so far; skipped ones, as after an overflow, do not count.
         num_updates, num_swaps: steps that changed a mask, and weights that became inactive in them.
         finished: whether the search is over.
+        first_buffers: buffer name -> its value when the search began, such as the dense net's batch-norm statistics.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Search:
         self.finished = False
         self._sites, self._excluded = dict(sites), dict(excluded)
         self._layers = {name: site.scored for name, site in sites.items()}
+        self.first_buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self._connect()
 
     def _connect(self) -> None:
@@ -291,7 +293,7 @@ class Search:
         """
         counts = {key: getattr(self, key) for key in saved.COUNTS}
         head = {"format": saved.FORMAT, "describe": self.describe(), "frozen": dict(self._digests)}
-        return head | counts | saved.pack(self._sites)
+        return head | counts | {"buffers": dict(self.first_buffers)} | saved.pack(self._sites)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -304,11 +306,13 @@ class Search:
                 then.
         """
         self._check_running()
-        saved.check(state, self.describe(), self._sites)
+        saved.check(state, self.describe(), self._sites, self.first_buffers)
         saved.unpack(state, self._sites)
         for key in saved.COUNTS:
             setattr(self, key, state[key])
         self._digests = dict(state["frozen"])
+        for name, buffer in self.first_buffers.items():
+            self.first_buffers[name] = state["buffers"][name].to(buffer.device)
         self._write_all()
 
     # -- written values ----------------------------------------------------------------------------------------

@@ -13,9 +13,20 @@ from ..names import plain
 from ..state import pack_masks, pack_sources, unpack_masks, unpack_sources
 from .sites import ScoreSite
 
-FORMAT = 1
+FORMAT = 2
 COUNTS = ("step", "num_updates", "num_swaps")
-PARTS = ("describe", "masks", "sources", "scores", "moments", "weights", "budgets", "frozen", *COUNTS)
+PARTS = (
+    "describe",
+    "masks",
+    "sources",
+    "scores",
+    "moments",
+    "weights",
+    "budgets",
+    "frozen",
+    "buffers",
+    *COUNTS,
+)
 
 
 def digest(tensor: Tensor) -> str:
@@ -55,7 +66,9 @@ def pack(sites: Mapping[str, ScoreSite]) -> dict[str, Any]:
     }
 
 
-def check(state: Any, describe: Mapping[str, Any], sites: Mapping[str, ScoreSite]) -> None:
+def check(
+    state: Any, describe: Mapping[str, Any], sites: Mapping[str, ScoreSite], buffers: Mapping[str, Tensor]
+) -> None:
     """Refuse a state that is not of this method, source and model.
 
     Raises:
@@ -94,6 +107,10 @@ def check(state: Any, describe: Mapping[str, Any], sites: Mapping[str, ScoreSite
             found = state[part][name]
             if not isinstance(found, Tensor) or tuple(found.shape) != shape:
                 raise ValueError(f"the state's {part} of {name} are not a tensor of shape {shape}")
+    theirs, ours = ({n: tuple(b.shape) for n, b in found.items()} for found in (state["buffers"], buffers))
+    if theirs != ours:
+        differ = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+        raise ValueError(f"the state's buffers are those of another model: {', '.join(differ)} differ")
 
 
 @torch.no_grad()

@@ -61,12 +61,25 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def method_of(recipe: Recipe) -> tuple[Any, Any]:
-    """(method, source), or (None, None) for a dense run; no source means everywhere."""
+    """(method, source), or (None, None) for a dense run; no source means everywhere.
+
+    Raises:
+        ValueError: the method is not one that trains a net once; says how a recipe has it.
+    """
     resolved = recipe.resolved()
     if resolved["method"] is None:
         return None, None
-    source = resolved["source"]
-    return ss.methods.make(**resolved["method"]), None if source is None else ss.sources.make(**source)
+    method, source = ss.methods.make(**resolved["method"]), resolved["source"]
+    if method.kind != "attach":
+        what = (
+            "searches a mask over frozen weights" if method.kind == "search" else "trains a net several times"
+        )
+        first = "{stage: train}, " if method.kind == "search" else ""
+        raise ValueError(
+            f"method: {method.name} {what}, which is a stage of a recipe: instead of method: write "
+            f"stages: [{first}{{stage: {method.kind}, method: {{name: {method.name}, ...}}}}]"
+        )
+    return method, None if source is None else ss.sources.make(**source)
 
 
 def total_steps(recipe: Recipe, examples: int) -> int:
@@ -157,11 +170,11 @@ def _attach(recipe: Recipe, job: loop.Job) -> Any:
         total_steps=job.settings.total_steps,
         layers=recipe.layers,
         execution=recipe.train.execution,
-        **_passes(method, job),
+        **passes(method, job),
     )
 
 
-def _passes(method: Any, job: loop.Job) -> dict[str, Any]:
+def passes(method: Any, job: loop.Job) -> dict[str, Any]:
     """What a method declares to need for passes of its own: ``data``, ``loss_fn``, ``example_input``."""
     smoothing = job.settings.label_smoothing
 

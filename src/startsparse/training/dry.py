@@ -48,6 +48,17 @@ def check(recipe: Recipe) -> DryRun:
         ValueError: the run could not start anywhere: sizes that do not fit, a density its layers cannot hold, ...
         FolderError: its folder belongs to another recipe.
     """
+    found = examine(recipe)
+    found.facts["folder"] = f"{recipe.folder}, {_state(recipe, found.missing)}"
+    return found
+
+
+def examine(recipe: Recipe) -> DryRun:
+    """As ``check``, whatever the folder.
+
+    Raises:
+        ValueError: as ``check``.
+    """
     chosen, train, entry = recipe.data, recipe.train, recipe.data.entry()
     held_out = data.num_held_out(entry.examples, chosen.validation)
     examples = entry.examples - held_out
@@ -68,7 +79,6 @@ def check(recipe: Recipe) -> DryRun:
         "optimizer": f"{recipe.optimizer.name}, {recipe.schedule.name} schedule",
         "steps": f"{steps:,} of {batch * train.accumulate} examples, {steps / per_epoch:.4g} epochs",
         "device": f"{device}, {'full precision' if train.amp == 'none' else train.amp}",
-        "folder": f"{recipe.folder}, {_state(recipe, missing)}",
     }
     if plan is not None and plan.flops is not None:
         total = plan.flops.training * batch * train.accumulate * steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +54,10 @@ class Position:
 
 @dataclass
 class Job:
-    """Everything a step touches. ``data`` says how bytes become inputs; ``stopped`` ends a run before its time."""
+    """Everything a step touches. ``data`` says how bytes become inputs; ``stopped`` ends a run before its time.
+
+    ``distill`` makes of (loss, outputs, inputs) the loss to go back from, if there is more to it than the labels.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -64,6 +67,7 @@ class Job:
     settings: Settings
     position: Position = field(default_factory=Position)
     stopped: bool = False
+    distill: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self):
         per_step = self.settings.accumulate
@@ -137,9 +141,11 @@ def _attempt(job: Job) -> bool:
 
 def _backward(job: Job, inputs: Tensor, labels: Tensor) -> None:
     with autocast(job.device, job.settings.amp):
-        outputs = job.model(job.data.normalise(inputs))
+        inputs = job.data.normalise(inputs)
+        outputs = job.model(inputs)
         loss = loss_of(outputs, labels, job.settings.label_smoothing)
-    job.scaler.scale(loss / job.settings.accumulate).backward()
+        whole = loss if job.distill is None else job.distill(loss, outputs, inputs)
+    job.scaler.scale(whole / job.settings.accumulate).backward()
     job.running.add(loss, outputs, labels)
 
 

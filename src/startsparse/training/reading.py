@@ -80,12 +80,26 @@ def override(raw: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
 def assign(raw: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
     """A copy with the value at a dotted path set; sections on the way are made, a bare name becomes one.
 
+    A number is a place in a list that is there, such as ``stages.1.method.density``.
+
     Example:
         >>> assign({"method": "rigl"}, "method.density", 0.02)
         {'method': {'name': 'rigl', 'density': 0.02}}
+        >>> assign({"stages": [{"stage": "train"}, {"stage": "rewind"}]}, "stages.1.step", 5)["stages"][1]
+        {'stage': 'rewind', 'step': 5}
+
+    Raises:
+        ReadingError: the list has no such place.
     """
     first, _, rest = path.partition(".")
     result = dict(raw)
+    if rest and isinstance(listed := result.get(first), list):
+        place, _, rest = rest.partition(".")
+        if not place.isdigit() or int(place) >= len(listed):
+            raise ReadingError(f"{first}.{place}: {first} is a list, its places are 0 to {len(listed) - 1}")
+        one = assign({"": listed[int(place)]}, f".{rest}" if rest else "", value)[""]
+        result[first] = [*listed[: int(place)], one, *listed[int(place) + 1 :]]
+        return result
     if rest:
         child = result.get(first)
         inner = {"name": child} if isinstance(child, str) else child if isinstance(child, Mapping) else {}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import startsparse as ss
 from startsparse import artifact
 from startsparse.names import plain
+from startsparse.searching.begin import classifier
 from startsparse.sources import MaskSource
 from startsparse.tickets.branches import branch
 from startsparse.tickets.budget import Budget
@@ -26,6 +29,7 @@ from startsparse.training.stage_chain import Stage, Stages, first_of, steps_of
 from startsparse.training.stage_pruning import Settled, prune
 
 OUTPUT = "output"
+MEASURED = 16  # batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +140,7 @@ def _train(stage: Stage, before: Output, folder: RunFolder, progress: bool) -> O
     )
     method = None if recipe.method is None else ss.methods.make(**recipe.resolved()["method"])
     if stage.kind == "search":
-        bench.sparsifier = _searched(bench, ticket, method, recipe)
+        bench.sparsifier = _searched(stage, bench, ticket, method)
     elif method is not None or ticket.num_active < ticket.num_weights:
         bench.sparsifier = ss.attach(
             job.model,
@@ -175,9 +179,10 @@ def _train(stage: Stage, before: Output, folder: RunFolder, progress: bool) -> O
     return Output(after, kept, before.costs + dataclasses.replace(costs, seconds=seconds))
 
 
-def _searched(bench: build.Bench, ticket: Ticket, method: Any, recipe: Any) -> Any:
+def _searched(stage: Stage, bench: build.Bench, ticket: Ticket, method: Any) -> Any:
     """The search of a stage, its scores in the optimizer's hands."""
-    job = bench.job
+    job, recipe = bench.job, stage.recipe
+    assert recipe is not None
     whole = ticket.num_active == ticket.num_weights
     found = ss.search(
         job.model,
@@ -185,11 +190,22 @@ def _searched(bench: build.Bench, ticket: Ticket, method: Any, recipe: Any) -> A
         source=None if whole else MaskSource(ticket.masks),
         total_steps=job.settings.total_steps,
         layers=None if whole else list(ticket.masks),
+        **_first_batches(method, job),
     )
+    if "distill" in stage.options:
+        job.distill = ss.Distillation(found, **stage.options["distill"])
     named = recipe.resolved()["optimizer"]
     job.optimizer = optim.make(named.pop("name"), found.scores(), **named)
     job.rate = optim.LearningRate(job.optimizer, job.rate.schedule, job.settings.total_steps)
     return found
+
+
+def _first_batches(method: Any, job: loop.Job) -> dict[str, Any]:
+    """What a search's first scores are measured on, where they are: a few batches, and the loss."""
+    needed = build.passes(method, job)
+    if "data" in needed:
+        needed["data"] = list(itertools.islice(needed["data"], MEASURED))
+    return needed
 
 
 def _batches(job: loop.Job) -> list[tuple[Tensor, Tensor]]:
@@ -261,6 +277,11 @@ def _finish(folder: RunFolder, stages: Stages, done: Output) -> dict[str, Any]:
         "stages": [str(Path("stages") / stages.output(stage).name) for stage in stages.stages],
         "environment": environment(),
     }
+    if any(stage.kind == "search" for stage in stages.stages):
+        left_out = classifier(model)
+        kept = [mask for name, mask in done.ticket.masks.items() if name != left_out]
+        live, weights = (sum(int(f(mask)) for mask in kept) for f in (torch.sum, torch.numel))
+        result["density_without_classifier"] = live / weights if weights else result["density"]
     folder.write_result(result)
     return result
 

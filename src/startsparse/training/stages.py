@@ -9,6 +9,7 @@ from typing import Any
 from startsparse import methods
 from startsparse.methods.iterative import EarlyBird
 from startsparse.names import nearest
+from startsparse.searching.distillation import check_distillation
 from startsparse.tickets.branches import BRANCHES
 from startsparse.training import options, reading
 from startsparse.training import recipe as recipes
@@ -16,8 +17,10 @@ from startsparse.training.recipe import Recipe, RecipeError
 from startsparse.training.stage_chain import Stage, Stages, addressed, first_of, steps_of
 
 TRAINING = {"train": None, "fine-tune": None, "transform": "attach", "search": "search"}
+DISTILL = {"share": 0.5, "temperature": 2.0}
 KEYS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(TRAINING, ("method", "optimizer", "schedule", "train")),
+    "search": ("method", "optimizer", "schedule", "train", "distill"),
     "prune": ("density", "distribution", "criterion"),
     "rewind": ("step",),
     "branch": ("kind", "seed"),
@@ -97,6 +100,7 @@ def _stages(one: Any, shared: dict[str, Any], inside: dict[str, Any], base: Reci
         return _lottery(given, shared, inside, base)
     if kind not in TRAINING:
         return [Stage(kind, _plain(kind, given))]
+    distill = _distill(given.pop("distill", None))
     chosen = _with(shared, given)
     wanted = TRAINING[kind]
     if wanted and chosen.method is None:
@@ -107,7 +111,27 @@ def _stages(one: Any, shared: dict[str, Any], inside: dict[str, Any], base: Reci
             raise RecipeError(
                 f"method: {chosen.method.name} is a {has} method, {kind} takes one of kind {wanted or 'attach'}"
             )
-    return [Stage(kind, recipe=chosen)]
+    return [Stage(kind, distill, recipe=chosen)]
+
+
+def _distill(given: Any) -> dict[str, Any]:
+    """The option of a search that also learns from its dense net, checked; a number is the share."""
+    if given is None:
+        return {}
+    options = {"share": given} if isinstance(given, int | float) else given
+    if not isinstance(options, dict):
+        raise RecipeError(f"distill: a share such as 0.5, or {{share: 0.5, temperature: 2}}, got {given!r}")
+    for key in options:
+        if key not in DISTILL:
+            raise RecipeError(f"distill.{key}: no such option: {nearest(str(key), list(DISTILL))}")
+    chosen = {
+        key: float(value) if type(value) is int else value for key, value in (DISTILL | options).items()
+    }
+    try:
+        check_distillation(**chosen)
+    except ValueError as error:
+        raise RecipeError(f"distill.{error}") from error
+    return {"distill": chosen}
 
 
 def _with(shared: dict[str, Any], given: dict[str, Any]) -> Recipe:
