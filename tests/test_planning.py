@@ -397,3 +397,18 @@ def test_a_search_is_sent_to_its_own_function():
         ss.plan(model, ss.Jackpot(density=0.5))
     with pytest.raises(TypeError, match=r"jackpot searches a mask .* use ss.search"):
         ss.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), ss.Jackpot(density=0.5))
+
+
+def test_the_memory_column_counts_values_behind_zeros_and_roots():
+    model = nn.Linear(20, 10)
+    plain, shadow = (
+        ss.plan(model, method, total_steps=1000).layers[0].training_bytes
+        for method in (ss.RigL(0.1), ss.SoftGMP(0.1))
+    )
+    assert shadow - plain == 200 * 4, "the values that inactive weights keep"
+    roots = ss.plan(model, ss.Static(0.1), power=2.0).layers[0].training_bytes
+    assert roots - plain == 200 * 4, "gradients of weights, put aside while those of roots stand in for them"
+    thin = [ss.plan(model, ss.Static(0.1), power=p, execution="sparse").layers[0] for p in (1.0, 2.0)]
+    assert thin[1].training_bytes - thin[0].training_bytes == 20 * 4
+    with pytest.raises(ValueError, match=r"rigl grows weights at zero, where powerpropagation \(power=2\)"):
+        ss.plan(model, ss.RigL(0.1), power=2.0)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .layers import Layer
+from .tables import size
+
+_CANDIDATE = 12  # bytes: a score in float32 and a position
 
 
 def uses_per_sample(
@@ -148,3 +152,79 @@ def training_bytes(shape: tuple[int, ...], element_size: int, num_states: int, h
 def sparse_training_bytes(count: int, num_states: int) -> int:
     """Bytes of one layer of ``count`` live weights during sparse training: values, gradient, states, and pattern."""
     return count * (4 * (2 + num_states) + 11)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Dense gradients that a method asks for, besides the memory of the layers.
+
+    Attributes:
+        bytes: of one accumulator a layer: held at the steps that need it.
+        steps: of the run that need it; None if its length is unknown.
+        kept: whether it is carried from one step to the next, as in a window of several steps.
+        reduced: bytes of the candidates that a gradient is reduced to when it arrives, of all layers, where a step is one
+            micro-batch of one process; None where the accumulators are needed in any case.
+    """
+
+    bytes: int
+    steps: int | None
+    kept: bool
+    reduced: int | None = None
+
+    def __str__(self) -> str:
+        when = "at update steps" if self.steps is None else f"at {self.steps:,} steps"
+        if self.reduced is not None:
+            return (
+                f"dense gradients: {size(self.reduced)} of candidates {when} (at most {size(self.bytes)} with several "
+                "micro-batches or processes)"
+            )
+        kept = ", kept from step to step" if self.kept else ""
+        return f"dense gradients: at most {size(self.bytes)} {when}{kept}"
+
+
+class _WithCount:
+    """A layer's view, but with the live weights that training begins with."""
+
+    def __init__(self, view: Any, count: int):
+        self._view, self.num_active = view, count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._view, name)
+
+    def num_growable(self, returning: Tensor) -> int:
+        return self.capacity - self.num_active + len(returning)
+
+
+def dense_gradients(
+    method: Any,
+    size_of_one: int,
+    total_steps: int | None,
+    views: Mapping[str, Any],
+    counts: Mapping[str, int],
+    masked: bool,
+) -> Gradients | None:
+    """What a method's dense gradients need; None if it asks for none.
+
+    Args:
+        method: says which steps need them, and what they may be reduced to.
+        size_of_one: bytes of one gradient of all layers.
+        total_steps: length of the run, or None.
+        views: the layers as a method sees them.
+        counts: layer name -> live weights.
+        masked: whether all layers run masked.
+    """
+    looked_at = range(10_000 if total_steps is None else total_steps)
+    wanted = [step for step in looked_at if method.wants_gradient(step, total_steps)]
+    if not wanted:
+        return None
+    kept = any(method.gradient_carry(step, total_steps) for step in wanted)
+    growth = None
+    if masked and not kept:
+        begun = {name: _WithCount(view, counts[name]) for name, view in views.items()}
+        growth = method.reduces_to(begun, wanted[0], total_steps)
+    reduced = None
+    if growth is not None:
+        most = sum(growth.most.values())
+        found = most if growth.total is None else min(most, 2 * growth.total)
+        reduced = _CANDIDATE * found + 4 * sum(counts.values())
+    return Gradients(size_of_one, None if total_steps is None else len(wanted), kept, reduced)

@@ -95,6 +95,10 @@ class Recorder:
             return live
         return int(_ONES[self._visited[name]].sum())
 
+    def visited_share(self, sites: Mapping[str, _Site]) -> float:
+        """Positions that were ever live over all."""
+        return sum(self.visited(n, site.num_active) for n, site in sites.items()) / sum(self._sizes.values())
+
     def state_dict(self) -> dict[str, Any]:
         """Plain data and tensors."""
         return {

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,12 +14,20 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .costs import inference_flops, sparse_training_bytes, training_bytes, training_flops, uses_per_sample
+from .costs import (
+    Gradients,
+    dense_gradients,
+    inference_flops,
+    sparse_training_bytes,
+    training_bytes,
+    training_flops,
+    uses_per_sample,
+)
 from .draw import Drawn
-from .execution.arriving import CANDIDATE_BYTES
 from .execution.auto import faster
 from .execution.choice import Choice, choose
 from .execution.interface import FirstSite
+from .execution.power import check as check_power
 from .layers import Layer, find, left_dense
 from .methods import Method
 from .methods.base import GLOBAL, check_attachable, layer_counts
@@ -80,34 +88,6 @@ class Flops:
             f"FLOPs of a training step, batch {self.batch}: {self.training * self.batch:,.0f}, "
             f"{_share(self.training, self.dense_training)} of dense{among} (counted)"
         )
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Dense gradients that a method asks for, besides the memory of the layers.
-
-    Attributes:
-        bytes: of one accumulator a layer: held at the steps that need it.
-        steps: of the run that need it; None if its length is unknown.
-        kept: whether it is carried from one step to the next, as in a window of several steps.
-        reduced: bytes of the candidates that a gradient is reduced to when it arrives, of all layers, where a step is one
-            micro-batch of one process; None where the accumulators are needed in any case.
-    """
-
-    bytes: int
-    steps: int | None
-    kept: bool
-    reduced: int | None = None
-
-    def __str__(self) -> str:
-        when = "at update steps" if self.steps is None else f"at {self.steps:,} steps"
-        if self.reduced is not None:
-            return (
-                f"dense gradients: {size(self.reduced)} of candidates {when} (at most {size(self.bytes)} with several "
-                "micro-batches or processes)"
-            )
-        kept = ", kept from step to step" if self.kept else ""
-        return f"dense gradients: at most {size(self.bytes)} {when}{kept}"
 
 
 @dataclass(frozen=True)
@@ -192,11 +172,12 @@ def plan(
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     example_input: Any = None,
     execution: str = "masked",
+    power: float = 1.0,
 ) -> Plan:
     """What ``attach`` would do, without touching the model.
 
     Args:
-        model, method, source, layers, total_steps, execution: as for ``attach``.
+        model, method, source, layers, total_steps, execution, power: as for ``attach``.
         optimizer: counted in the memory column: the state tensors it keeps per weight.
         example_input: a batch (tensor, tuple or dict of arguments); with it FLOPs are counted, and layers timed for
             ``execution="auto"``.
@@ -211,6 +192,7 @@ def plan(
         11910
     """
     check_attachable(method)
+    check_power(power, method)
     refuse_locked(source)
     source = source or DenseSource()
     found = find(model, layers)
@@ -239,9 +221,10 @@ def plan(
     rows = []
     for name, layer in found.items():
         has_source, final = views[name].source is not None, finals[name]
-        memory = training_bytes(layer.shape, layer.parameter.element_size(), num_states or 0, has_source)
+        held = (num_states or 0) + (power != 1)  # the gradients of weights beside those of their roots
+        memory = training_bytes(layer.shape, layer.parameter.element_size(), held + method.hides, has_source)
         if choices[name].execution == "sparse":
-            memory = sparse_training_bytes(starts[name], num_states or 0)
+            memory = sparse_training_bytes(starts[name], held)
         counted = None if final is None or not uses else 2 * final * uses[name]
         counts = (sizes[name], views[name].capacity, starts[name], final)
         rows.append(PlannedLayer(name, layer.shape, *counts, memory, counted, choices[name].execution))
@@ -264,45 +247,15 @@ def plan(
         flops,
         reasons,
         notes,
-        _gradients(method, sum(elements.values()), total_steps, views, starts, choices),
+        dense_gradients(
+            method,
+            sum(elements.values()),
+            total_steps,
+            views,
+            starts,
+            all(choice.execution == "masked" for choice in choices.values()),
+        ),
     )
-
-
-class _AtStart:
-    """A layer's view with the live weights it begins with."""
-
-    def __init__(self, view: Any, count: int):
-        self._view, self.num_active = view, count
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._view, name)
-
-    def num_growable(self, returning: torch.Tensor) -> int:
-        return self._view.capacity - self.num_active + len(returning)
-
-
-def _gradients(
-    method: Method,
-    size_of_one: int,
-    total_steps: int | None,
-    views: Mapping[str, Any],
-    starts: Mapping[str, int],
-    choices: Mapping[str, Choice],
-) -> Gradients | None:
-    looked_at = range(10_000 if total_steps is None else total_steps)
-    wanted = [step for step in looked_at if method.wants_gradient(step, total_steps)]
-    if not wanted:
-        return None
-    kept = any(method.gradient_carry(step, total_steps) for step in wanted)
-    reduced = None
-    if not kept and all(choice.execution == "masked" for choice in choices.values()):
-        begun = {name: _AtStart(view, starts[name]) for name, view in views.items()}
-        growth = method.reduces_to(begun, wanted[0], total_steps)  # type: ignore[arg-type]
-        if growth is not None:
-            most = sum(growth.most.values())
-            found = most if growth.total is None else min(most, 2 * growth.total)
-            reduced = CANDIDATE_BYTES * found + 4 * sum(starts.values())
-    return Gradients(size_of_one, None if total_steps is None else len(wanted), kept, reduced)
 
 
 def _flops(

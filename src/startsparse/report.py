@@ -145,22 +145,27 @@ def build_report(sparsifier: Sparsifier, layers: Mapping[str, Layer], topology: 
         rows,
         topology.repairs,
         {n: f"{c.execution}: {c.reason}" for n, c in sparsifier.execution.items() if c.reason},
-        sparsifier.method.figures(views),
+        sparsifier.method.figures(topology.recorder.visited_share(topology.sites)),
     )
 
 
 def build_dynamics(
-    sparsifier: Sparsifier, layers: Mapping[str, Layer], topology: Topology, example_input: Any
+    sparsifier: Sparsifier,
+    layers: Mapping[str, Layer],
+    topology: Topology,
+    example_input: Any,
+    last: int | None = None,
 ) -> Dynamics:
-    """What the recorder holds, and the topology as it is now."""
+    """What the recorder holds, of all or the ``last`` updates, and the topology as it is now."""
     recorder = topology.recorder
+    updates = recorder.rows if last is None else recorder.rows[len(recorder.rows) - last :]
     uses = {} if example_input is None else uses_per_sample(sparsifier.model, layers, example_input)[0]
     rows = []
     for index, (name, layer) in enumerate(layers.items()):
         site = topology.sites[name]
         live: int = site.num_active
         history = {
-            column: [int(row[index, place]) for row in recorder.rows] for place, column in enumerate(COLUMNS)
+            column: [int(row[index, place]) for row in updates] for place, column in enumerate(COLUMNS)
         }
         rows.append(
             LayerDynamics(
@@ -174,4 +179,4 @@ def build_dynamics(
                 **history,
             )
         )
-    return Dynamics(sparsifier.step, list(recorder.steps), rows)
+    return Dynamics(sparsifier.step, recorder.steps[len(recorder.steps) - len(updates) :], rows)

@@ -260,11 +260,12 @@ class Sparsifier:
         """Where the weights live now, per layer and in all; prints as a table."""
         return build_report(self, self._layers, self._topology)
 
-    def dynamics(self, example_input: Any = None) -> Dynamics:
+    def dynamics(self, example_input: Any = None, *, last: int | None = None) -> Dynamics:
         """How the topology has moved so far: churn, layer densities, positions ever live, dead units.
 
         Args:
             example_input: a batch; with it the FLOPs of the topology as it is now are counted.
+            last: so many updates, the newest ones, instead of all: for a look now and then during training.
 
         Example:
             >>> import startsparse as ss
@@ -278,7 +279,7 @@ class Sparsifier:
             >>> moved.steps, moved.exploration > sparse.density
             ([2, 4], True)
         """
-        return build_dynamics(self, self._layers, self._topology, example_input)
+        return build_dynamics(self, self._layers, self._topology, example_input, last)
 
     def dense_state_dict(self) -> dict[str, Tensor]:
         """The model's state_dict under plain keys, zeros in place, whatever executes the layers."""

@@ -133,3 +133,34 @@ def test_divergence_stops_the_run(tmp_path):
     chosen = make(tmp_path, optimizer={"name": "sgd", "lr": 1e30}, method={"name": "static", "density": 0.2})
     with pytest.raises(ArithmeticError, match="loss is nan at step 10"):
         runs.run(chosen, progress=False)
+
+
+def test_metrics_tell_how_the_topology_moves(tmp_path):
+    def rows(**changes):
+        chosen = make(tmp_path, **changes)
+        _ = runs.run(chosen, progress=False)
+        written = [json.loads(line) for line in (chosen.folder / "metrics.jsonl").read_text().splitlines()]
+        return [row for row in written if row["kind"] == "train"]
+
+    moving = rows(method={"name": "ggr", "density": 0.2, "update_interval": 5})
+    assert [row["exploration"] for row in moving] == sorted(row["exploration"] for row in moving)
+    assert moving[0]["exploration"] > 0.2 and 0 < moving[0]["churn"] < 0.3 and moving[0]["dead_units"] >= 0
+    assert set(moving[0]["layer_density"]) == {"fc1.weight", "fc2.weight"}
+    assert "layer_density" not in rows()[0] and "churn" in rows()[0], (
+        "a method whose layers keep their counts"
+    )
+    assert "churn" not in rows(method={"name": "static", "density": 0.2})[0]
+
+
+def test_powerpropagation_is_a_key_of_a_recipe(tmp_path):
+    static = {"name": "static", "density": 0.2}
+    plain, powered = make(tmp_path, method=static), make(tmp_path, method=static, power=2.0)
+    assert plain.folder != powered.folder and make(tmp_path, method=static, power=1.0).folder == plain.folder
+    losses = [runs.run(each, progress=False)["validation_loss"] for each in (plain, powered)]
+    assert losses[0] != losses[1]
+    with pytest.raises(recipe.RecipeError, match="power: .*greater than or equal to 1"):
+        make(tmp_path, method=static, power=0.5)
+    with pytest.raises(recipe.RecipeError, match="method: without one, power means nothing"):
+        make(tmp_path, method=None, power=2.0)
+    with pytest.raises(ValueError, match="set grows weights at zero, where powerpropagation"):
+        runs.run(make(tmp_path, power=2.0), progress=False)

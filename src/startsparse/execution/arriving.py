@@ -13,7 +13,6 @@ from ..methods.reduced import Candidates, Growth
 from ..selection import top_k, top_k_across
 
 _PART = 1 << 18  # positions looked at in one piece
-CANDIDATE_BYTES = 12  # a score in float32 and a position
 
 
 class Arriving:

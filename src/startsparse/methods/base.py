@@ -181,8 +181,12 @@ class Method:
         """What the method is doing, once step - 1 is done: a word for reports."""
         return "static"
 
-    def figures(self, views: Views) -> Mapping[str, float]:
-        """Shares between 0 and 1 that reports show beside the density, by name."""
+    def figures(self, explored: float) -> Mapping[str, float]:
+        """Shares between 0 and 1 that reports show beside the density, by name.
+
+        Args:
+            explored: the share of all weights that were live at some time.
+        """
         return {}
 
     def dense_gradient_steps(self, total_steps: int) -> int:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from .base import Changes, Views
+from .base import Views
 from .checks import in_range
 from .drop_grow import DropGrow
 from .reduced import Growth
@@ -71,21 +69,13 @@ class ITOP(DropGrow):
         by_gradient = type(self) is ITOP and self.growth == "gradient"
         return self.growth_in_layers(views, step, total_steps) if by_gradient else None
 
-    def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
-        changes = super().update(views, step, target, total_steps)
-        return {
-            name: replace(change, memory={EXPLORED: _joined(explored(views[name]), change.grown)})
-            for name, change in changes.items()
-        }
-
     def grow(self, view: LayerView, count: int, returning: Tensor, step: int) -> Tensor:
         if self.growth == "gradient":
             return view.grow_by_gradient(count, returning)
         return view.grow_at_random(count, returning, self.seed, step)
 
-    def figures(self, views: Views) -> Mapping[str, float]:
-        total = sum(math.prod(view.shape) for view in views.values())
-        return {EXPLORED: sum(len(explored(view)) for view in views.values()) / total}
+    def figures(self, explored: float) -> Mapping[str, float]:
+        return {EXPLORED: explored}
 
 
 def falling(fraction: float, start: float, end: float) -> float:
@@ -97,13 +87,3 @@ def falling(fraction: float, start: float, end: float) -> float:
     """
     end = min(start, end)
     return fraction + end * (1 - fraction / start) if start else 0.0
-
-
-def explored(view: LayerView) -> Tensor:
-    """Positions of a layer that were live at some time, int64, rising."""
-    before = view.memory.get(EXPLORED)
-    return view.active_positions() if before is None else before.long()
-
-
-def _joined(positions: Tensor, more: Tensor) -> Tensor:
-    return torch.cat([positions, more.to(positions.device)]).unique()

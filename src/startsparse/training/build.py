@@ -110,6 +110,7 @@ def plan_of(recipe: Recipe) -> Any:
         source=source,
         layers=recipe.layers,
         execution=recipe.train.execution,
+        power=recipe.power,
         optimizer=optimizer_of(recipe, model),
         example_input=example_of(entry, batch if recipe.train.execution == "auto" else 1),
         total_steps=total_steps(
@@ -170,6 +171,7 @@ def _attach(recipe: Recipe, job: loop.Job) -> Any:
         total_steps=job.settings.total_steps,
         layers=recipe.layers,
         execution=recipe.train.execution,
+        power=recipe.power,
         **passes(method, job),
     )
 

@@ -48,6 +48,7 @@ class Recipe(Section):
     method: Named | None = None
     source: Named | None = None
     layers: str | list[str] | None = None
+    power: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     optimizer: Named
     schedule: Named = Named(name="cosine")
     train: Train
@@ -58,6 +59,8 @@ class Recipe(Section):
     def _source_needs_method(self) -> Recipe:
         if self.method is None and (self.source is not None or self.layers is not None):
             raise ValueError("method: without one, source and layers mean nothing (a dense run has neither)")
+        if self.method is None and self.power != 1:
+            raise ValueError("method: without one, power means nothing (a dense run has no sparse weights)")
         return self
 
     def identity(self) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def train(bench: Bench, folder: RunFolder, show: Progress) -> None:
         if step % train.log_every == 0 or job.done:
             row = job.running.take()
             loop.check_finite(row, step)
-            folder.metrics.write(_row("train", bench) | row)
+            folder.metrics.write(_row("train", bench) | row | movement(bench.sparsifier))
             folder.timing.write(watch.lap(step))
         with watch.paused():
             if (epoch_ended or job.done) and len(bench.dataset.validation):
@@ -113,6 +113,19 @@ def finish(bench: Bench, folder: RunFolder) -> dict[str, Any]:
 def density(sparsifier: Any) -> float:
     """Live over all weights of the sparse layers; 1 for a dense run."""
     return 1.0 if sparsifier is None else float(sparsifier.density)
+
+
+def movement(sparsifier: Any) -> dict[str, Any]:
+    """How the topology has moved, once it has: the share of weights that were ever live, of those that the last update
+    replaced, dead units, and layer densities where these change."""
+    if not hasattr(sparsifier, "dynamics"):
+        return {}
+    moved = sparsifier.dynamics(last=1)
+    if not moved.steps:
+        return {}
+    figures = moved.summary()
+    densities = figures.pop("density")
+    return figures | ({"layer_density": densities} if sparsifier.method.moves_across_layers else {})
 
 
 def live_weights(bench: Bench) -> int:
