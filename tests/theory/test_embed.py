@@ -33,7 +33,7 @@ def test_exact_for_every_input(name):
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["mlp", "sparse mlp", "cnn", "depthwise", "small-cnn", "image mlp"])
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "resnet B"])
 def test_adaptive_is_exact_too(name):
     net = make(name)
     found = theory.embed(net, density=0.5, assignment="adaptive")
@@ -114,6 +114,18 @@ def test_narrower_sources_fail_strictly_and_serve_adaptively():
     adaptive = strict_wins(net, 0.5, 0.5, "adaptive", trials)
     assert strict < trials / 2, "the bound is tight for fixed blocks whose every unit must be served"
     assert strict < block < 0.9 * trials <= adaptive
+
+
+def test_residual_nets_need_less_adaptively():
+    """Units that meet at additions keep their blocks; those between serve whom they can."""
+    net, trials = make("resnet A"), 4
+    block = strict_wins(net, 0.5, 0.5, "block", trials)
+    adaptive = strict_wins(net, 0.5, 0.5, "adaptive", trials)
+    assert block <= 1 and adaptive == trials
+    source = theory.random_source(theory.trace(net), 0.5, 0.1, 0, shrink=0.5)
+    found = theory.embed(net, source=source, assignment="adaptive")
+    assert difference(net, found.model, inputs("resnet A")) < 1e-10
+    assert len(found.verify(net)) == 4
 
 
 @pytest.mark.parametrize("name", ["mlp", "sparse mlp", "cnn"])
@@ -282,7 +294,6 @@ class InputSum(nn.Module):
         (lambda: theory.embed(nn.LSTM(4, 4), density=0.5), "cannot be"),
         (lambda: theory.embed(Odd(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4))), density=0.5), "only right behind"),
         (lambda: theory.embed(InputSum(), density=0.5), "adds the input itself"),
-        (lambda: theory.embed(make("resnet A"), density=0.5, assignment="adaptive"), "plain chains"),
         (lambda: theory.embed(mlp(4, 2), source=mlp(4, 2)), "needs 2"),
         (lambda: theory.embed(mlp(4, 2), source=mlp(3, 9, 2)), "must read 4 inputs"),
         (lambda: theory.embed(mlp(4, 2), source=mlp(4, 9, 3)), "has 3 outputs, the target 2"),

@@ -42,33 +42,51 @@ def assign(target: Target, source: Source, signs: int, how: str) -> Assignment:
 
     Args:
         how: "block" and "strict" give each target unit equally many source units, in order, whatever they see; "adaptive"
-            lets a unit serve any channel all of whose parents it sees, those whose readers lack it most first.
+            lets a unit serve any channel all of whose parents it sees, those whose readers lack it most first. Units that
+            meet others at an addition are given out in blocks: copy k of one side has to meet copy k of the other.
 
     Raises:
         SourceTooNarrow: "strict" where one unit does not see all its parents, "adaptive" where a channel gets no unit.
     """
-    if how == "adaptive" and any(node.kind in ("add", "lift") for node in target.nodes.values()):
-        raise ValueError(
-            "adaptive assignment is for plain chains: additions need copy k to meet copy k, use 'block'"
-        )
     entry = target.nodes[target.entry].group
     layer = source.layers[INPUTS]
     copies = source.copies.get(entry, layer.outputs // (signs * target.inputs))
     found = {INPUTS: stand_for(source, target.inputs, target.input_groups, signs, copies)}
+    failed = {name: np.zeros(source.layers[name].outputs, bool) for name in target.layers}
+    ties = _ties(target)
     for name, affine in target.layers.items():
         units, channels = source.layers[name].outputs, affine.outputs
         if units < channels:
             raise SourceTooNarrow(
                 f"the source's layer {name} has {units} units for the {channels} of the target"
             )
-        if how == "adaptive" and units > channels:
-            want = demand(target, source, Assignment(found, signs), name)
+        free = how == "adaptive" and _is_free(target, name, ties)
+        bad = _spread(target, source, failed) if how == "adaptive" and ties else None
+        if free and units > channels:
+            want = demand(target, source, Assignment(found, signs), name, bad)
             found[name] = give_out(want, name, readers_of(target, source, name))
-        else:
-            found[name] = _blocks(units, channels)
-        if how == "strict" or (how == "adaptive" and units == channels):
-            _all_served(demand(target, source, Assignment(found, signs), name), found[name], name)
+            continue
+        found[name] = _blocks(units, channels)
+        if how == "strict" or (free and units == channels):
+            _all_served(demand(target, source, Assignment(found, signs), name, bad), found[name], name)
+        elif how == "adaptive":
+            failed[name] = _unserved(demand(target, source, Assignment(found, signs), name, bad), found[name])
     return Assignment(found, signs)
+
+
+def _ties(target: Target) -> set[str]:
+    """Groups whose units meet those of another layer."""
+    return {node.group for node in target.nodes.values() if node.kind in ("add", "lift")}
+
+
+def _is_free(target: Target, name: str, ties: set[str]) -> bool:
+    """Whether the units of a layer may serve in any order: they meet no others, and one layer reads them."""
+    readers, at = target.readers, name
+    while len(readers[at]) == 1 and target.nodes[at].group not in ties:
+        at = readers[at][0]
+        if target.nodes[at].affine is not None:
+            return True
+    return at == target.output and target.nodes[at].group not in ties
 
 
 def demand(
@@ -213,7 +231,7 @@ def _units(target: Target, source: Source, node: Node) -> int:
 
 
 def _serves_of(target: Target, source: Source, assignment: Assignment, node: Node) -> np.ndarray:
-    if node.group in source.copies and any(n.kind in ("add", "lift") for n in target.nodes.values()):
+    if node.group in source.copies and node.group in _ties(target):
         return _blocks(_units(target, source, node), node.channels)
     return assignment.serves[_writer(target, node)]
 
@@ -232,12 +250,17 @@ def _by_group(table: np.ndarray, groups: int, signs: int) -> np.ndarray:
     return inside.transpose(1, 0, 2, 3).reshape(-1, table.shape[1])
 
 
+def _unserved(want: Demand, serves: np.ndarray) -> np.ndarray:
+    """Which units do not see all parents of the channel they serve, (units,) bool."""
+    units = np.flatnonzero(serves >= 0)
+    found = np.zeros(len(serves), bool)
+    found[units] = ~feasible(want, units)[np.arange(len(units)), serves[units]]
+    return found
+
+
 def _all_served(want: Demand, serves: np.ndarray, name: str) -> None:
     """Refuse if a unit does not see all parents of the channel it serves."""
-    units = np.flatnonzero(serves >= 0)
-    can = feasible(want, units)
-    lost = np.flatnonzero(~can[np.arange(len(units)), serves[units]])
-    if len(lost):
-        unit = units[lost[:1]]
+    unit = np.flatnonzero(_unserved(want, serves))[:1]
+    if len(unit):
         missing = wire(want, unit, serves[unit], few=False).missing[int(unit[0])]
         raise SourceTooNarrow(narrow(name, int(unit[0]), int(serves[unit[0]]), *missing))

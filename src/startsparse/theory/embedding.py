@@ -75,7 +75,7 @@ def embed(
             each input are copied, which holds for all inputs and doubles the first layer.
         assignment: "block": equally many source units for each target unit, those that miss a parent are not used;
             "strict": as the theorem has it, one such unit is a failure; "adaptive": a source unit serves any target unit
-            whose parents it sees, which needs a narrower source (plain chains only).
+            whose parents it sees, which needs a narrower source; units that meet others at an addition keep their blocks.
         example_input: for measuring; made up where shapes allow to.
 
     Returns:

@@ -119,9 +119,8 @@ def _lower(target: Target, source: Source, signs: int) -> float:
 
 
 def _points(axes, target: Target, densities: Mapping[str, float], delta: float, signs: int) -> None:
-    plain = not any(node.kind in ("add", "lift") for node in target.nodes.values())
     scales = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    marks = {"strict": "o", "block": "s"} | ({"adaptive": "^"} if plain else {})
+    marks = {"strict": "o", "block": "s", "adaptive": "^"}
     for how, mark in marks.items():
         shares = [_share(target, densities, delta, signs, scale, how) for scale in scales]
         axes.plot(scales, shares, mark, markersize=5, alpha=0.8, label=f"{how}, {_TRIALS} sources drawn")
