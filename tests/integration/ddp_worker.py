@@ -28,6 +28,10 @@ def batch(step: int) -> torch.Tensor:
 
 def method(name: str) -> ss.methods.Method:
     """A short schedule."""
+    if name.startswith("rst"):
+        after = name.endswith("decoupled")  # has no momentum, and must not shrink a weight past zero
+        penalty, bound = ("decoupled", 8.0) if after else ("gradient", 20.0)
+        return ss.RST(density=0.25, ramp_steps=2, stabilise_steps=2, bound=bound, penalty=penalty)
     moving = {"update_interval": 2, "update_end": 100} if name in ("rigl", "set", "gmp", "ggr") else {}
     return ss.methods.make(name, density=0.25, **moving)
 
@@ -69,6 +73,11 @@ CASES = {
     for name in ("rigl", "set", "snip", "gmp", "static", "ggr")
     for order in ("before", "before, views", "after")
 } | {
+    "pulled": ("rst", 1, "before", False),
+    "pulled-views": ("rst", 1, "before, views", False),
+    "pulled-after": ("rst", 1, "after", False),
+    "pulled-decoupled": ("rst-decoupled", 1, "before", False),
+    "accumulated-pulled": ("rst", 2, "before", False),
     "accumulated": ("rigl", 2, "before", False),
     "accumulated-views": ("rigl", 2, "before, views", False),
     "accumulated-snip": ("snip", 2, "after", False),
