@@ -492,3 +492,27 @@ def test_a_density_of_everything_is_one_level():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(run(lottery(net(), IMP(density=1.0)))) == 1
+
+
+def test_squares_are_of_each_optimizers_own_steps():
+    """Two optimizers over a net see each gradient once; a step that a scaler skips is not seen, a scale taken out."""
+    from startsparse.tickets.squares import MEMORY, Squares
+
+    model = net()
+    layers = find(model)
+    squares, gradient = Squares(), torch.full((16, 8), 3.0)
+    first, last = (torch.optim.SGD(model[i].parameters(), lr=0.1) for i in (0, 3))
+    model[0].weight.grad = gradient.clone()
+    for optimizer in (first, last):
+        squares.watch(layers, optimizer)
+    expected = (1 - MEMORY) * 9
+    assert list(squares.means) == ["0.weight"] and squares.root("3.weight") is None
+    torch.testing.assert_close(squares.means["0.weight"], torch.full((16, 8), expected))
+    first.found_inf = torch.tensor(1.0)
+    squares.watch(layers, first)
+    torch.testing.assert_close(squares.means["0.weight"], torch.full((16, 8), expected))
+    first.found_inf, first.grad_scale = torch.tensor(0.0), torch.tensor(2.0)
+    model[0].weight.grad = 2 * gradient
+    squares.watch(layers, first)
+    again = MEMORY * expected + (1 - MEMORY) * 9
+    torch.testing.assert_close(squares.root("0.weight"), torch.full((16, 8), again**0.5))

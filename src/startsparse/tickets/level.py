@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,43 +16,25 @@ from ..execution.hooks import attached_to
 from ..execution.masked import MaskedSite
 from ..execution.modules import is_sparse
 from ..layers import Layer
-from ..methods import DenseView, Method
-from ..methods.base import Start, Views
+from ..methods import DenseView
 from ..names import plain
 from ..sources import DenseSource, MaskSource
 from ..sparsifier import Sparsifier, attach
 from .branches import branch
 from .budget import Budget, Meter
+from .given import Given
+from .squares import Squares
 from .ticket import Ticket, snapshot
 
 if TYPE_CHECKING:
     from .early import Settling
 
-_MEMORY = 0.99  # of the running mean of squared gradients
-
-
-@dataclass(frozen=True)
-class Given(Method):
-    """The mask of a ticket, as a method: it never changes."""
-
-    masks: Mapping[str, Tensor] | None = None
-
-    name: ClassVar[str] = "ticket"
-    paper: ClassVar[str] = "Frankle and Carbin 2019"
-    summary: ClassVar[str] = "a given mask"
-
-    def hyper_parameters(self) -> dict[str, Any]:
-        return {"density": self.density}
-
-    def start(self, views: Views) -> dict[str, Start]:
-        return {name: Start((self.masks or {})[name].reshape(-1).cpu()) for name in views}
-
 
 class Level:
     """One round of a lottery, or a branch off it: train ``model``, then go on.
 
-    It lives as long as its model, or until ``close``. Nothing has to be called: gradients are masked where they arrive and weights after the step of any optimizer that
-    holds them. ``attach`` gives a ``Sparsifier`` besides, with a report, state and sparse execution.
+    It lives as long as its model, or until ``close``. Nothing has to be called: gradients are masked where they arrive
+    and weights after the step of any optimizer that holds them. ``attach`` gives a ``Sparsifier`` besides, with a report, state and sparse execution.
 
     Attributes:
         index: 0 trains all of the source.
@@ -83,7 +63,7 @@ class Level:
         self._layers, self._execution, self._uses = layers, execution, uses
         self._remember, self._settling = remember, settling
         self.remembered: dict[str, Tensor] | None = None
-        self._squares: dict[str, Tensor] | None = {} if squares else None
+        self._squares = Squares() if squares else None
         self._sparsifier: Sparsifier | None = None
         self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._resumed = False
@@ -199,11 +179,13 @@ class Level:
 
     def state_dict(self) -> dict[str, Any]:
         """Where this level stands, beside the states of model, optimizer and sparsifier."""
-        return {"step": self.step, "remembered": self.remembered, "squares": self._squares}
+        squares = None if self._squares is None else self._squares.means
+        return {"step": self.step, "remembered": self.remembered, "squares": squares}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on within the level; the loop loads model, optimizer and, if it attached one, sparsifier."""
-        self.step, self.remembered, self._squares = state["step"], state["remembered"], state["squares"]
+        self.step, self.remembered = state["step"], state["remembered"]
+        self._squares = None if state["squares"] is None else Squares(state["squares"])
         self._resumed = True
 
     # -- the end of the level ----------------------------------------------------------------------------------
@@ -258,13 +240,13 @@ class Level:
                 weight = self._layers[name].module.dense_weight()  # type: ignore[operator]
             else:
                 weight = self._layers[name].parameter.detach()
-            source, square = self.ticket.sources.get(name), (self._squares or {}).get(name)
+            source = self.ticket.sources.get(name)
             views[name] = DenseView(
                 name,
                 weight,
                 self.masks[name].to(weight.device),
                 None if source is None else source.reshape(-1).to(weight.device),
-                None if square is None else square.sqrt(),
+                None if self._squares is None else self._squares.root(name),
                 geometry=self._layers[name].geometry,
             )
         return views
@@ -287,11 +269,7 @@ class Level:
             return
         self._begin_anew(optimizer)
         if self._squares is not None:
-            for name, layer in self._layers.items():
-                gradient = layer.parameter.grad
-                if gradient is not None:
-                    mean = self._squares.setdefault(name, torch.zeros_like(gradient))
-                    mean.mul_(_MEMORY).addcmul_(gradient, gradient, value=1 - _MEMORY)
+            self._squares.watch(self._layers, optimizer)
 
     def _after(self, optimizer: Optimizer) -> None:
         held = self._held(optimizer)

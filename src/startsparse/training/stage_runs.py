@@ -18,7 +18,7 @@ from startsparse.searching.begin import classifier
 from startsparse.sources import MaskSource
 from startsparse.tickets.branches import branch
 from startsparse.tickets.budget import Budget
-from startsparse.tickets.level import Given
+from startsparse.tickets.given import Given
 from startsparse.tickets.ticket import Ticket, snapshot
 from startsparse.training import build, loop, optim, runs
 from startsparse.training.files import load_tree, save_tree, write_atomic
@@ -151,6 +151,7 @@ def _train(stage: Stage, before: Output, folder: RunFolder, progress: bool) -> O
             layers=list(ticket.masks),
             execution=recipe.train.execution,
         )
+        job.probes = bench.sparsifier.probes
     until = stage.options.get("until_settled")
     settled = None if until is None else Settled(folder.path, ticket, **until)
     keeper = job.optimizer.register_step_post_hook(
