@@ -278,6 +278,9 @@ def _flops(
     share = dense_steps / total_steps if dense_steps and total_steps else 0.0
     dense = inference_flops(sizes, uses)
     training = training_flops(mean, sizes, uses, share)
+    if method.probes and total_steps is not None:
+        updates = sum(method.due(step, total_steps) for step in range(total_steps))
+        training += method.probes * updates / total_steps * training_flops(mean, sizes, uses, 1.0)
     return Flops(inference_flops(ends, uses), training, dense, 3 * dense, dense_steps, batch)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from .methods import Method
 from .methods.base import check_attachable
 from .names import nearest, plain
 from .passes import Passes
+from .probing import probes
 from .report import Report, build_dynamics, build_report
 from .sources import DenseSource, Source, describe, refuse_locked
 from .topology import Topology
@@ -280,6 +281,35 @@ class Sparsifier:
             ([2, 4], True)
         """
         return build_dynamics(self, self._layers, self._topology, example_input, last)
+
+    def probes(self) -> Iterator[int]:
+        """The probe batches that the coming step's update asks for (``GGR(probes=...)``), to be gone through before the
+        step's own backward pass; at all other steps, and for all other methods, there are none.
+
+        In each round pass one batch through the model and call ``backward()``, with the same loss (and, under a gradient
+        scaler, the same scaling) as ever. Its gradient counts for the ranking as that of a step does, and for nothing
+        else: gradients, buffers such as running statistics, and random generators are afterwards as before.
+
+        Raises:
+            RuntimeError: the step's own gradients have arrived already, or a round brought none.
+
+        Example:
+            >>> import startsparse as ss
+            >>> model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 3))
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> sparse = ss.attach(model, optimizer, ss.GGR(density=0.2, update_interval=2, probes=3), total_steps=8)
+            >>> made = 0
+            >>> for _ in range(8):
+            ...     for _ in sparse.probes():
+            ...         model(torch.randn(4, 20)).square().mean().backward()
+            ...         made += 1
+            ...     model(torch.randn(4, 20)).square().mean().backward()
+            ...     optimizer.step()
+            ...     optimizer.zero_grad()
+            >>> made, sparse.report().num_updates
+            (6, 2)
+        """
+        return probes(self._topology, self.model, self.step)
 
     def dense_state_dict(self) -> dict[str, Tensor]:
         """The model's state_dict under plain keys, zeros in place, whatever executes the layers."""

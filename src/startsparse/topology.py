@@ -29,6 +29,7 @@ from .layers import Layer
 from .methods import Change, Method
 from .methods.hidden import HIDDEN, REACHED
 from .passes import Passes
+from .probing import check as check_probed
 from .sources import Source, Support
 
 
@@ -194,7 +195,12 @@ class Topology:
         return None if growth is None else Arriving(growth)
 
     def update(self, step: int) -> None:
-        """The method's change at this step, unless a gradient it needs is not finite (then with a warning)."""
+        """The method's change at this step, unless a gradient it needs is not finite (then with a warning).
+
+        Raises:
+            RuntimeError: its probe batches were not passed through the net.
+        """
+        check_probed(self, step)
         self.add_kept_gradients(step)
         if self.method.wants_gradient(step, self.total_steps) and not self._gradients_are_usable(step):
             return
@@ -391,6 +397,8 @@ class Topology:
     def add_kept_gradients(self, step: int) -> None:
         """Add the gradients of earlier steps to this one's, as far as the method carries them; once a step."""
         carry = self.method.gradient_carry(step, self.total_steps)
+        if self.method.probes and self.due(step):
+            carry = carry or 1.0  # what is there is of the probes of this step
         for site in self.sites.values():
             site.add_kept_gradient(carry)
 

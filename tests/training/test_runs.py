@@ -158,7 +158,7 @@ def test_powerpropagation_is_a_key_of_a_recipe(tmp_path):
     assert plain.folder != powered.folder and make(tmp_path, method=static, power=1.0).folder == plain.folder
     losses = [runs.run(each, progress=False)["validation_loss"] for each in (plain, powered)]
     assert losses[0] != losses[1]
-    with pytest.raises(recipe.RecipeError, match="power: .*greater than or equal to 1"):
+    with pytest.raises(recipe.RecipeError, match=r"power: .*greater than or equal to 1"):
         make(tmp_path, method=static, power=0.5)
     with pytest.raises(recipe.RecipeError, match="method: without one, power means nothing"):
         make(tmp_path, method=None, power=2.0)

@@ -67,6 +67,7 @@ class Method:
     grown_value: ClassVar[str] = "zero"  # a hyper-parameter of methods that grow, as are the next two
     grown_state: ClassVar[str] = "reset"
     skip_step_on_update: ClassVar[bool] = False
+    probes: ClassVar[int] = 0  # batches an update's dense gradient takes besides those that are trained on
     penalty: ClassVar[str] = "auto"  # how weights are pulled: "gradient", "decoupled" or by the optimizer
 
     def __post_init__(self):

@@ -48,6 +48,8 @@ class GGR(DropGrow):
             inactive positions) or "fan_in" (the square root of the inputs of a unit).
         gradient_window: steps whose dense gradients are summed, with their signs, for an update: the last ones up to
             it. At most ``update_interval``.
+        probes: batches that are passed through the net at an update for its dense gradient alone, in the loop that
+            ``Sparsifier.probes`` is; their gradients are added, with their signs, to those of the window.
         drop_scope: "layer" (the same share of every layer) or "global" (the smallest weights of the net).
         floor: live weights below which a layer drops nothing: an int for every layer, a float for a share of what
             ERK would give it (and one at least), or "units" for one an output unit.
@@ -78,6 +80,7 @@ class GGR(DropGrow):
     count_by: str = "top_gradients"
     normalise: str = "none"
     gradient_window: int = 1
+    probes: int = 0  # type: ignore[misc]
     drop_scope: str = "layer"
     floor: float | str = 0.5
     ceiling: float = 1.0
@@ -90,6 +93,12 @@ class GGR(DropGrow):
         self._one_of("normalise", NORMS)
         self._one_of("drop_scope", SCOPES)
         self._integer("gradient_window", low=1)
+        self._integer("probes", low=0)
+        if self.probes and not self._ranks_gradients:
+            raise ValueError(
+                f"{self.name}: probes={self.probes} are batches for a dense gradient, but rho=0 with "
+                f"count_by={self.count_by!r} looks at none: leave probes at 0"
+            )
         if self.gradient_window > self.update_interval:
             raise ValueError(
                 f"{self.name}: gradient_window={self.gradient_window} is longer than "
@@ -182,7 +191,7 @@ class GGR(DropGrow):
 
     def reduces_to(self, views: Views, step: int, total_steps: int | None) -> Growth | None:
         moving, live = _moving(views)
-        scaled = self.normalise != "none" or self.grown_value == "gradient_sign"
+        scaled = self.normalise != "none" or self.grown_value == "gradient_sign" or self.probes
         counted = self.count_by in ("top_gradients", "dropped", "live")
         if type(self) is not GGR or scaled or not counted or not self.due(step, total_steps):
             return None

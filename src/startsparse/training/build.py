@@ -163,7 +163,7 @@ def _attach(recipe: Recipe, job: loop.Job) -> Any:
     method, source = method_of(recipe)
     if method is None:
         return None
-    return ss.attach(
+    sparsifier = ss.attach(
         job.model,
         job.optimizer,
         method,
@@ -174,6 +174,8 @@ def _attach(recipe: Recipe, job: loop.Job) -> Any:
         power=recipe.power,
         **passes(method, job),
     )
+    job.probes = sparsifier.probes
+    return sparsifier
 
 
 def passes(method: Any, job: loop.Job) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +56,8 @@ class Position:
 class Job:
     """Everything a step touches. ``data`` says how bytes become inputs; ``stopped`` ends a run before its time.
 
-    ``distill`` makes of (loss, outputs, inputs) the loss to go back from, if there is more to it than the labels.
+    ``distill`` makes of (loss, outputs, inputs) the loss to go back from, if there is more to it than the labels;
+    ``probes`` counts the batches that are passed through the model before a step and not learnt from.
     """
 
     model: nn.Module
@@ -68,6 +69,7 @@ class Job:
     position: Position = field(default_factory=Position)
     stopped: bool = False
     distill: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    probes: Callable[[], Iterable[int]] = tuple
 
     def __post_init__(self):
         per_step = self.settings.accumulate
@@ -129,6 +131,9 @@ def _attempt(job: Job) -> bool:
     position = job.position
     job.rate.set(position.step)
     job.optimizer.zero_grad()
+    for index in job.probes():  # the batches that come after those of this step
+        ahead = (position.batch + job.settings.accumulate + index) % len(job.batches)
+        _backward(job, *job.batches.get(position.epoch, ahead), probe=True)
     for _ in range(job.settings.accumulate):
         _backward(job, *job.batches.get(position.epoch, position.batch))
         position.batch += 1
@@ -139,14 +144,15 @@ def _attempt(job: Job) -> bool:
     return stepped
 
 
-def _backward(job: Job, inputs: Tensor, labels: Tensor) -> None:
+def _backward(job: Job, inputs: Tensor, labels: Tensor, probe: bool = False) -> None:
     with autocast(job.device, job.settings.amp):
         inputs = job.data.normalise(inputs)
         outputs = job.model(inputs)
         loss = loss_of(outputs, labels, job.settings.label_smoothing)
         whole = loss if job.distill is None else job.distill(loss, outputs, inputs)
-    job.scaler.scale(whole / job.settings.accumulate).backward()
-    job.running.add(loss, outputs, labels)
+    job.scaler.scale(whole / (1 if probe else job.settings.accumulate)).backward()
+    if not probe:
+        job.running.add(loss, outputs, labels)
 
 
 def loss_of(outputs: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
