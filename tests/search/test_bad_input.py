@@ -30,7 +30,7 @@ def untouched(model, before):
         (
             ss.JackpotNM(density=0.2, scope="1:5"),
             {},
-            r"0.weight of shape \(8, 4, 3, 3\) does not divide into 1:5",
+            r"0.weight of shape \(8, 4, 3, 3\), 3.weight of shape \(8, 8, 3, 3\).* do not divide into 1:5",
         ),
         (
             ss.JackpotNM(),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .search import Layers, Scored, progress, uniform
-from .search_scopes import group_size, grouped, layout_of, ungrouped
+from .search_scopes import check_groups, grouped, layout_of, ungrouped
 from .soft_masks import SoftSearch
 
 
@@ -91,8 +91,8 @@ class MaskLLM(SoftSearch):
     def check(self, layers: Layers, total_steps: int | None) -> None:
         super().check(layers, total_steps)
         layout = layout_of(self.scope)
+        check_groups(layout, {name: layer.shape for name, layer in layers.items()})
         for name, layer in layers.items():
-            _ = group_size(layout, layer.shape, name)
             allowed = self._allowed(layer)
             if allowed is not None and not bool(allowed.any(1).all()):
                 raise ValueError(

@@ -16,7 +16,16 @@ from ..selection import top_k_across
 from . import first_scores, swaps
 from .renewal import Swap
 from .search import Layers, Scored, SearchMethod, progress, uniform
-from .search_scopes import choose, group_size, grouped, has_units, layout_of, legal_count, ungrouped
+from .search_scopes import (
+    check_groups,
+    choose,
+    group_size,
+    grouped,
+    has_units,
+    layout_of,
+    legal_count,
+    ungrouped,
+)
 
 GLOBAL_MAGNITUDE = "global-magnitude"
 INITS = (*first_scores.CRITERIA, "random", "proportional", "neutral", "zero")
@@ -106,8 +115,8 @@ class RankedSearch(SearchMethod):
 
     def check(self, layers: Layers, total_steps: int | None) -> None:
         layout = layout_of(self.scope)
+        check_groups(layout, {name: layer.shape for name, layer in layers.items()})
         for name, layer in layers.items():
-            _ = group_size(layout, layer.shape, name)
             if has_units(layout) and layer.source is not None:
                 raise ValueError(
                     f"{self.name}: scope {layout} moves whole groups, but the source holds only part of {name}"

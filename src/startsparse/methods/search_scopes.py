@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -85,13 +86,29 @@ def group_size(layout: Layout, shape: tuple[int, ...], name: str) -> int:
         return 1
     if layout.kind in ("fan_in", "channel"):
         return math.prod(shape[1:])
+    check_groups(layout, {name: shape})
     height, width = _block(layout)
-    if shape[0] % height or shape[1] % width:
-        raise ValueError(
-            f"{name} of shape {shape} does not divide into {layout}: its outputs must be a multiple of {height} and "
-            f"its inputs of {width}; leave it out with layers=['!{name}']"
-        )
     return height * width
+
+
+def check_groups(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse shapes that do not divide into a layout's groups, all of them at once.
+
+    Raises:
+        ValueError: names the layers and how to leave them out.
+    """
+    if layout.kind not in ("n:m", "block"):
+        return
+    height, width = _block(layout)
+    odd = [name for name, shape in shapes.items() if shape[0] % height or shape[1] % width]
+    if odd:
+        listed = ", ".join(f"{name} of shape {shapes[name]}" for name in odd)
+        outputs = f"outputs of {height} and " if height > 1 else ""
+        raise ValueError(
+            f"{listed} {'does' if len(odd) == 1 else 'do'} not divide into {layout}, which needs multiples: {outputs}"
+            f"inputs of {width}; leave {'it' if len(odd) == 1 else 'them'} out with "
+            f"layers={[f'!{name}' for name in odd]}"
+        )
 
 
 def legal_count(layout: Layout, shape: tuple[int, ...], count: int, name: str) -> int:

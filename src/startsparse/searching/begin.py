@@ -85,6 +85,7 @@ def search(
         raise ValueError(f"total_steps must be an int >= 1 or None, got {total_steps!r}")
     found, excluded = _layers(model, method, layers)
     _check(model, found)
+    _check_axes(method, found)
     source = source or DenseSource()
     supports = source.supports(found)
     _check_locked(method, supports)
@@ -152,6 +153,22 @@ def _check(model: nn.Module, found: Mapping[str, Layer]) -> None:
             raise ValueError(f"{name} is {layer.parameter.dtype}: floating-point weights are needed")
         if not bool(layer.parameter.isfinite().all()):
             raise ValueError(f"{name} holds weights that are not finite: the pre-trained net is damaged")
+
+
+def _check_axes(method: SearchMethod, found: Mapping[str, Layer]) -> None:
+    """Rows, N:M groups and channels are of an output's inputs: refuse weights that are stored the other way round."""
+    scope = getattr(method, "scope", "layer")
+    turned = [n for n, layer in found.items() if layer.geometry.transposed or _is_conv1d(layer.module)]
+    if turned and scope not in ("layer", "global"):
+        raise ValueError(
+            f"{method.name}: scope {scope!r} groups the inputs of an output, but {', '.join(turned)} has its inputs "
+            "first (a transposed convolution, or Conv1D of transformers): take scope='layer' or 'global', leave it out "
+            "with layers=, or put a Linear in its place"
+        )
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
 
 
 def _check_locked(method: SearchMethod, supports: Mapping[str, Support]) -> None:
