@@ -50,7 +50,9 @@ def opened(
     if not isinstance(model, SubNetwork):
         try:
             model = SubNetwork(traced, where.copies, model)
-        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        except KeyError as error:
+            raise CertificateError(f"these tensors are not a sub-network of the target: no {error}") from None
+        except (IndexError, ValueError, RuntimeError) as error:
             raise CertificateError(f"these tensors are not a sub-network of the target: {error}") from None
     hint = "another one, or it was changed"
     same("the sub-network's tensors (sha256)", certificate.model, model.digest(), hint)

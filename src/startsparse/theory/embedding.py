@@ -13,7 +13,7 @@ from ..names import nearest
 from . import certificate as certificates
 from .assignment import ASSIGNMENTS, Assignment, assign, connect
 from .certificate import Certificate
-from .entrance import SourceTooNarrow
+from .entrance import SourceTooNarrow, ends
 from .graph import Target
 from .network import SubNetwork, build
 from .source import Source, given_source, random_source
@@ -143,9 +143,7 @@ def _box(target: Target, box: Sequence[float] | None) -> tuple[np.ndarray | None
     """Lower and upper ends of each input, and how many signs of it are copied."""
     if box is None:
         return None, None, 2
-    low, high = (float(end) for end in box)
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise ValueError(f"box must be (low, high), two finite numbers in order, got {tuple(box)!r}")
+    low, high = ends(box)
     signs = 2 if low < 0 and target.pads_input else 1
     return np.full(target.inputs, low), np.full(target.inputs, high), signs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import numpy as np
@@ -12,6 +13,21 @@ from .source import INPUTS, Source
 
 class SourceTooNarrow(ValueError):
     """A source that does not hold the target; the message names layer, unit, and the width that would do."""
+
+
+def ends(box: object) -> tuple[float, float]:
+    """The lower and the upper end of the inputs.
+
+    Raises:
+        ValueError: it is not two finite numbers in order.
+    """
+    try:
+        low, high = (float(end) for end in box)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        low, high = math.inf, -math.inf
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise ValueError(f"box must be (low, high), two finite numbers in order, got {box!r}")
+    return low, high
 
 
 def stand_for(source: Source, inputs: int, groups: int, signs: int, copies: int) -> np.ndarray:

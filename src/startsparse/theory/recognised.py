@@ -124,4 +124,7 @@ def new_units(step: fx.Node) -> tuple[int, int] | None:
 def refusal(name: str, what: str) -> str:
     """What is said of a step that cannot be embedded."""
     known = "Linear, Conv2d, BatchNorm behind them, " + ", ".join(kind.__name__ for kind in ACTIVATIONS)
-    return f"{name} ({what}) cannot be embedded: a target is made of {known}, pooling, Flatten, Dropout and additions"
+    return (
+        f"layer {name!r} ({what}) cannot be embedded: a target is made of {known}, pooling, Flatten, Dropout and additions; "
+        "other activations are steeper than 1 somewhere, or nobody has bounded their errors here"
+    )

@@ -49,9 +49,7 @@ class Sealed:
                 "the certificate was altered: its content does not have the sha256 it states"
             )
         if set(content) != {field.name for field in fields(cls)} or content["version"] != 1:
-            raise CertificateError(
-                "the certificate is of another version: its fields are not those of version 1"
-            )
+            raise CertificateError(f"this is no {cls.__name__} of version 1: its fields are others")
         found = cls(**content | {"box": tuple(content["box"])})
         if text.strip() != found.as_json():
             raise CertificateError("the certificate was altered: it is not written the way certificates are")
@@ -61,6 +59,8 @@ class Sealed:
 def same(what: str, stated: object, found: object, hint: str = "") -> None:
     """Refuse what is not as stated."""
     if stated != found:
+        if "sha256" in what:
+            stated, found = str(stated)[:12], str(found)[:12]
         shown = f"stated {stated}, found {found}"
         raise CertificateError(f"{what} differ from the certificate{': ' + hint if hint else ''} ({shown})")
 

@@ -222,8 +222,8 @@ def given_source(model: nn.Module, target: Target) -> Source:
     first_name, first = mine[0]
     if (first.inputs, first.taps, first.groups) != (target.inputs, 1, target.input_groups):
         raise ValueError(
-            f"the source's first layer {first_name} must read {target.inputs} inputs one by one (1x1, "
-            f"{target.input_groups} groups), and it reads {first.inputs} with {first.taps} taps, {first.groups} groups"
+            f"the source's first layer {first_name} reads {first.inputs} inputs ({first.taps} taps, {first.groups} groups): it "
+            f"must read the target's {target.inputs} one by one (1 tap, {target.input_groups} groups)"
         )
     if first.geometry is not None and (first.geometry.stride, first.geometry.padding) != ((1, 1), (0, 0)):
         raise ValueError(f"the source's first layer {first_name} must copy its inputs: stride 1, no padding")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .entrance import SourceTooNarrow
+from .entrance import SourceTooNarrow, ends
 from .graph import Target
 from .network import SubNetwork
 from .source import Source
@@ -121,9 +121,9 @@ def _check(
         raise ValueError(f"seed must be an int, got {seed!r}")
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < math.inf:
         raise ValueError(f"eps must be a positive number, got {eps!r}")
-    low, high = (float(end) for end in box)
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"box must be (low, high), two finite numbers in order, got {tuple(box)!r}")
+    low, high = ends(box)
+    if low == high:
+        raise ValueError(f"box must be (low, high) with something between them, got {tuple(box)!r}")
     for name, node in target.nodes.items():
         if node.kind in ("add", "lift"):
             raise ValueError(f"{name}: strong tickets are found for plain chains, without additions")

@@ -59,7 +59,10 @@ def trace(model: nn.Module) -> Target:
     try:
         traced = fx.symbolic_trace(still)
     except Exception as error:
-        raise ValueError(f"the target {type(model).__name__} cannot be traced: {error}") from error
+        raise ValueError(
+            f"the target {type(model).__name__} cannot be traced by torch.fx ({error}): it must be made of Linear and Conv2d "
+            "layers and what lies between them, without conditions on values"
+        ) from error
     return _Builder(traced).build()
 
 
@@ -145,7 +148,8 @@ class _Builder:
             if not np.isfinite(held).all():
                 count = int((~np.isfinite(held)).sum())
                 raise ValueError(
-                    f"{name}.{what} holds {count} values that are not finite: nothing can be embedded"
+                    f"{name}.{what}: {count} of {held.size:,} values are NaN or infinite: train the target anew, or load "
+                    "a checkpoint from before"
                 )
         if source.channels and affine.inputs != source.channels:
             raise ValueError(f"{name} reads {affine.inputs} units, but {source.name} has {source.channels}")
