@@ -165,6 +165,23 @@ def test_maskllm_by_autograd():
     assert torch.allclose(method.penalty(layer, step, total), kept, rtol=1e-3, atol=1e-8)
 
 
+def test_maskllm_may_favour_another_mask_at_first():
+    """Weights 4, 3, 2, 1 under inputs of norms 1, 1, 4, 9: Wanda keeps the last two, magnitude the first two."""
+    model = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[4.0, -3.0, 2.0, -1.0]]))
+    inputs = torch.diag(torch.tensor([1.0, 1.0, 4.0, 9.0]))
+    kept = {}
+    for init, data in (("magnitude", None), ("wanda", [inputs])):
+        method = ss.MaskLLM(init=init, std=1e-9, prior=1e9)
+        search = ss.search(model, method, total_steps=3, data=data, layers="weight")
+        kept[init] = search.masks["weight"].int().tolist()[0]
+        search.restore()
+    assert kept == {"magnitude": [1, 1, 0, 0], "wanda": [0, 0, 1, 1]}
+    with pytest.raises(ValueError, match="init='wanda' needs data="):
+        ss.search(model, ss.MaskLLM(init="wanda"), total_steps=3, layers="weight")
+
+
 def test_maskllm_stays_inside_the_source():
     model = net()
     source = ss.RandomSource(0.75, layout="3:4", seed=1)

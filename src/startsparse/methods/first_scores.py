@@ -70,6 +70,11 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
+def needs(signal: str | None) -> tuple[str, ...]:
+    """What ``ss.search`` must be given for a signal to be measured."""
+    return () if signal is None else ("data",) if signal == "activation" else ("data", "loss_fn")
+
+
 def random_order(layer: Scored, seed: int) -> Tensor:
     """A random ranking of a layer's positions, of the weight's shape, with words of its own."""
     size = layer.weight.numel()

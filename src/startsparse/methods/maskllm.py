@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from . import first_scores
 from .search import Layers, Scored, progress, uniform
 from .search_scopes import check_groups, grouped, layout_of, ungrouped
 from .soft_masks import SoftSearch
@@ -26,8 +27,9 @@ class MaskLLM(SoftSearch):
     Args:
         density: N / M.
         scope: the pattern, "N:M".
-        std: of the first logits; ``prior`` times it favours the patterns that keep the largest weights.
-        prior: strength of the magnitude mask at first.
+        init: criterion of the mask that is favoured at first: "magnitude", "wanda", "ria", "taylor", "snip", "grasp".
+        std: of the first logits; ``prior`` times it favours the patterns that agree with that mask.
+        prior: strength of that mask at first.
         scale_begin, scale_end, temperature_begin, temperature_end: linear over the run.
         bonus: on the squared norm of the weights that are kept, falling to zero over the run.
 
@@ -36,8 +38,8 @@ class MaskLLM(SoftSearch):
         https://arxiv.org/abs/2409.17481
 
     Fidelity:
-        The rule of the authors' code, with a magnitude prior where theirs is SparseGPT's mask by default. Noise is
-        drawn once a step. Meant for Adam(W), the authors use a learning rate of 5e-4 and weight decay 0.1.
+        The rule of the authors' code, with a magnitude prior where theirs is SparseGPT's mask by default; ``init="wanda"``
+        is the nearest to that. Noise is drawn once a step, not in every forward pass. Meant for Adam(W), the authors use a learning rate of 5e-4 and weight decay 0.1.
 
     Example:
         >>> MaskLLM().patterns().int()
@@ -51,6 +53,7 @@ class MaskLLM(SoftSearch):
 
     density: float = 0.5
     scope: str = "2:4"
+    init: str = "magnitude"
     std: float = 0.01
     prior: float = 3.0
     scale_begin: float = 100.0
@@ -77,10 +80,20 @@ class MaskLLM(SoftSearch):
             )
         if math.comb(layout.numbers[1], layout.numbers[0]) > 1000:
             raise ValueError(f"{self.name}: {self.scope} has too many patterns for a logit each")
+        self._one_of("init", tuple(first_scores.CRITERIA))
         for key in ("std", "prior", "bonus"):
             self._number(key, 0, 1e30)
         for key in ("scale_begin", "scale_end", "temperature_begin", "temperature_end"):
             self._number(key, 0, 1e30, open_low=True)
+
+    @property
+    def signal(self) -> str | None:
+        """What has to be measured for the first mask."""
+        return first_scores.CRITERIA[self.init].signal
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return first_scores.needs(self.signal)
 
     def patterns(self) -> Tensor:
         """All patterns, (patterns, M), float32 of 0 and 1."""
@@ -101,10 +114,13 @@ class MaskLLM(SoftSearch):
 
     def begin(self, layers: Layers, signals: Mapping[str, Tensor], total_steps: int | None) -> None:
         layout, patterns = layout_of(self.scope), self.patterns()
+        criterion = first_scores.CRITERIA[self.init]
         for name, layer in layers.items():
             table = patterns.to(layer.weight.device)
-            kept = grouped(layer.inside(layer.weight.abs().float(), -1.0), layout) @ table.T
-            best = table[kept.argmax(1)]  # the largest weights of each group
+            scores = criterion.score(layer.weight.float(), signals.get(name, layer.weight))
+            lowest = scores.min().clamp_max(0) - 1
+            kept = grouped(layer.inside(scores, float(lowest)), layout) @ table.T
+            best = table[kept.argmax(1)]  # the highest of each group
             shape = (len(best), len(table))
             first, second = (uniform(shape, self.seed, f"logits {i}", name) for i in (1, 2))
             normal = (-2 * first.log()).sqrt() * (2 * math.pi * second).cos()

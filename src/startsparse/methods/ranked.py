@@ -98,8 +98,7 @@ class RankedSearch(SearchMethod):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        signal = self.signal
-        return () if signal is None else ("data",) if signal == "activation" else ("data", "loss_fn")
+        return first_scores.needs(self.signal)
 
     @property
     def signal(self) -> str | None:

@@ -18,7 +18,7 @@ from ..layers import Layer, find, left_dense
 from ..methods.ranked import RankedSearch
 from ..methods.search import Scored, SearchMethod
 from ..names import plain
-from ..sources import DenseSource, Source, Support
+from ..sources import Source, Support, or_dense
 from .engine import Search
 from .signals import Loss, measure
 from .sites import ScoreSite
@@ -86,7 +86,7 @@ def search(
     found, excluded = _layers(model, method, layers)
     _check(model, found)
     _check_axes(method, found)
-    source = source or DenseSource()
+    source = or_dense(source)
     supports = source.supports(found)
     _check_locked(method, supports)
     sites = {
@@ -200,7 +200,7 @@ def _signals(
     for name, value in given.items():
         if value is not None and name not in method.needs:
             warnings.warn(f"{method.name} measures nothing with it: {name}= is not used", stacklevel=3)
-    signal = method.signal if isinstance(method, RankedSearch) else None
+    signal = getattr(method, "signal", None)
     if signal is None:
         return {}
     masks = {
