@@ -19,16 +19,26 @@ DENSITIES = (0.01, 0.005, 0.001)
 RATIOS = ("uniform", "erk", "balanced", "pyramidal")
 TRAINED = ("uniform", "pyramidal")
 FLOWS = ("none", "add", "keep_budget")
+MATCHED = (0.01, 0.005)  # densities at which as many weights without repair are trained, too
 
 
 def runs() -> list[dict]:
-    """Masks of both nets with two seeds; training of the MLP with ten."""
+    """Masks of both nets with two seeds; training of the MLP with ten, and with as many weights as repair leaves."""
     masks = [{"what": "masks", "net": net, "seed": seed} for net in ("mlp", "resnet18") for seed in (0, 1)]
-    return masks + [{"what": "training", "net": "mlp", "seed": seed} for seed in SEEDS]
+    training = [
+        {"what": what, "net": "mlp", "seed": seed} for what in ("training", "as many") for seed in SEEDS
+    ]
+    return masks + training
 
 
 def run(what: str, net: str, seed: int) -> dict:
     """Counts of dead units and weights, or accuracies, for every density, ratio and policy."""
+    if what == "as many":
+        return {
+            f"{ratio}@{density:g} as many": as_many(ratio, density, net, seed)
+            for density in MATCHED
+            for ratio in TRAINED
+        }
     found = {}
     for density in DENSITIES:
         for ratio in RATIOS if what == "masks" else TRAINED:
@@ -49,6 +59,13 @@ def look(method, net: str, seed: int) -> dict:
     model = ss_model(net, options)
     sparse = ss.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), method)
     return counts(model, sparse)
+
+
+def as_many(ratio: str, density: float, net: str, seed: int) -> dict:
+    """The ratio without repair, at the number of weights that ``flow="add"`` makes of the density."""
+    repaired = look(ss.Static(density=density, distribution=ratio, seed=seed, flow="add"), net, seed)
+    count = repaired["live"] / repaired["wanted"] * density
+    return train(ss.Static(density=count, distribution=ratio, seed=seed), net, seed)
 
 
 def ss_model(net: str, options: dict):
@@ -97,7 +114,7 @@ def judge(records: list[dict]) -> str:
         f"- keep_budget leaves the number of weights as it was in every layer that has at least as many as it has units: "
         f"{'FAIL' if off else 'PASS'}, {off} layers off; in all layers in {same} of {len(kept)} masks"
     )
-    trained = [r for r in cases if r["params"]["what"] == "training"]
+    trained = [r for r in cases if r["params"]["what"] in ("training", "as many")]
     parts.append("## Training")
     for density in DENSITIES:
         for ratio in TRAINED:
@@ -114,6 +131,11 @@ def judge(records: list[dict]) -> str:
                 parts.append(
                     f"- {name}, {flow} at least as accurate as none: {verdict}, {common.points(found)}, "
                     f"at {share:.2f} times the budget"
+                )
+            if any(r["params"]["case"].endswith("as many") for r in at):
+                found = common.difference(at, "case", "test_accuracy", f"{name} add", f"{name} as many")
+                parts.append(
+                    f"- {name}, add against as many weights without repair: {found.judge()}, {common.points(found)}"
                 )
     return "\n\n".join(parts)
 
