@@ -31,7 +31,7 @@ from .execution.power import check as check_power
 from .layers import Layer, find, left_dense
 from .methods import Method
 from .methods.base import GLOBAL, check_attachable, layer_counts
-from .sources import DenseSource, Source, refuse_locked
+from .sources import Source, or_dense, refuse_locked
 from .tables import percent, size, table
 from .topology import first_site
 
@@ -194,7 +194,7 @@ def plan(
     check_attachable(method)
     check_power(power, method)
     refuse_locked(source)
-    source = source or DenseSource()
+    source = or_dense(source)
     found = find(model, layers)
     supports = source.supports(found)
     sites = {name: first_site(layer, supports[name], method) for name, layer in found.items()}

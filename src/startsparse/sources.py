@@ -295,6 +295,24 @@ def refuse_locked(source: Source | None) -> None:
         )
 
 
+def or_dense(source: Source | None) -> Source:
+    """The source itself, everywhere if there is none.
+
+    Raises:
+        TypeError: it is no source.
+
+    Example:
+        >>> or_dense(0.3)
+        Traceback (most recent call last):
+        TypeError: source must be a source such as ss.RandomSource(0.3), or None, got 0.3
+    """
+    if source is None:
+        return DenseSource()
+    if not hasattr(source, "supports"):
+        raise TypeError(f"source must be a source such as ss.RandomSource(0.3), or None, got {source!r}")
+    return source
+
+
 def describe(source: Source) -> dict[str, Any]:
     """The source as plain data: its name and parameters (masks given by hand are only named)."""
     if isinstance(source, MaskSource):

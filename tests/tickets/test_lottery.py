@@ -516,3 +516,36 @@ def test_squares_are_of_each_optimizers_own_steps():
     squares.watch(layers, first)
     again = MEMORY * expected + (1 - MEMORY) * 9
     torch.testing.assert_close(squares.root("0.weight"), torch.full((16, 8), again**0.5))
+
+
+@pytest.mark.parametrize("attach", [None, "masked"])
+def test_a_lottery_that_was_broken_off_leaves_no_hook_to_the_next(attach):
+    model = net()
+    broken = lottery(model, IMP(density=0.25, levels=1, distribution="uniform"))
+    for level in broken:
+        made = OPTIMIZERS["sgd"](model.parameters())
+        if attach is not None:
+            _ = level.attach(made, execution=attach)
+        train(model, made, 2)
+        if level.index == 1:
+            break
+    again = lottery(model, IMP(density=0.5, levels=1, distribution="uniform"))
+    first = next(again)
+    model.load_state_dict(net().state_dict())
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    train(model, optimizer, 2)
+    assert all(bool((model.get_parameter(n) != 0).all()) for n in first.masks), "level 0 is dense"
+    twin = net()
+    train(twin, OPTIMIZERS["sgd"](twin.parameters()), 2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    with pytest.raises(ValueError, match="another level has begun on the weights of level 1, which it ended"):
+        next(broken)
+    assert next(again).index == 1
+
+
+def test_what_is_no_source_is_named():
+    with pytest.raises(TypeError, match=r"a source such as ss.RandomSource\(0.3\), or None, got 0.3"):
+        lottery(net(), IMP(density=0.2), source=0.3)
+    model = net()
+    with pytest.raises(TypeError, match="got 'random'"):
+        ss.attach(model, OPTIMIZERS["sgd"](model.parameters()), ss.Static(density=0.5), source="random")

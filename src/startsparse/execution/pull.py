@@ -63,9 +63,9 @@ def warn_of_weakness(method: Method, optimizers: Iterable[Optimizer], total_step
     weakest = min(method.decay(_rate(method, one), total_steps) for one in optimizers)
     if 0 < weakest < ENOUGH:
         warnings.warn(
-            f"{method.name}: weights outside the ticket shrink by {weakest:.3g} e-folds until they are masked, {ENOUGH:g} make masking "
-            "harmless: a larger bound, learning rate or ramp_steps would do (schedules that change the rate are not "
-            "foreseen)",
+            f"{method.name}: weights outside the ticket shrink by {weakest:.3g} e-folds until they are masked, {ENOUGH:g} "
+            f"make masking harmless: {ENOUGH / weakest:.3g} times the bound, learning rate or steps would do (schedules "
+            "that change the rate are not foreseen)",
             stacklevel=6,
         )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..execution.every_step import listen, stop_listening
 from ..execution.hooks import _overflow as overflow
@@ -28,6 +29,9 @@ from .ticket import Ticket, snapshot
 
 if TYPE_CHECKING:
     from .early import Settling
+
+
+_AT_WORK = WeakIdKeyDictionary()  # parameter -> reference to the level that trains it
 
 
 class Level:
@@ -66,7 +70,8 @@ class Level:
         self._squares = Squares() if squares else None
         self._sparsifier: Sparsifier | None = None
         self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self._resumed = False
+        self._resumed = self._ousted = False
+        self._take_over()
         for name, layer in layers.items():
             if attached_to(layer.parameter) or is_sparse(layer.module):
                 raise ValueError(
@@ -83,6 +88,30 @@ class Level:
         self._open = True
         if remember == 0:
             self.remembered = dict(ticket.weights)
+
+    def _take_over(self) -> None:
+        """End whatever level is still at work on these weights: of a lottery that was broken off, perhaps."""
+        for layer in self._layers.values():
+            held = _AT_WORK.get(layer.parameter)
+            before = None if held is None else held()
+            if before is not None:
+                before._oust()
+            _AT_WORK[layer.parameter] = weakref.ref(self)
+
+    def _oust(self) -> None:
+        if self._open:
+            self._ousted = True
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """No hook of this level is left."""
+        self._open = False
+        stop_listening(self._listening)
+        self._meter.stop()
+        for site in self._sites.values():
+            site.unhook()
+        if self._sparsifier is not None:
+            _ = self._sparsifier.detach()
 
     def _site(self, name: str) -> MaskedSite:
         source = self.ticket.sources.get(name)
@@ -194,19 +223,18 @@ class Level:
         """End the level: hooks are removed, the model is plain with its zeros in place; returns its weights.
 
         Raises:
-            ValueError: the level made no step, or weights were put off its mask.
+            ValueError: the level made no step, weights were put off its mask, or another level has begun on them.
         """
+        if self._ousted:
+            raise ValueError(
+                f"another level has begun on the weights of level {self.index}, which it ended: one lottery at a time "
+                "trains a model; level.branch() trains a copy"
+            )
         if self._open:
             try:
                 self._check()
             finally:
-                self._open = False
-                stop_listening(self._listening)
-                self._meter.stop()
-                for site in self._sites.values():
-                    site.unhook()
-                if self._sparsifier is not None:
-                    _ = self._sparsifier.detach()
+                self._let_go()
         return snapshot(self.model)
 
     def _check(self) -> None:

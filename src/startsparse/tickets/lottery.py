@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..costs import uses_per_sample
 from ..layers import Layer, find
 from ..methods.iterative import IMP, EarlyBird
-from ..sources import DenseSource, Source, describe, refuse_locked
+from ..sources import Source, describe, or_dense, refuse_locked
 from .budget import Budget
 from .early import Settling, pruned
 from .level import Level
@@ -79,7 +79,7 @@ def lottery(
             f"method must be one of ss.methods.names('lottery'), such as ss.IMP(density=0.05), got {method!r}"
         )
     refuse_locked(source)
-    return Lottery(model, method, source or DenseSource(), layers, execution, example_input)
+    return Lottery(model, method, or_dense(source), layers, execution, example_input)
 
 
 def first_ticket(model: nn.Module, layers: Mapping[str, Layer], source: Source) -> Ticket:
