@@ -42,7 +42,7 @@ class Clock:
         self.step = step
         self._steps = dict.fromkeys(self._steps, step)
         self._decided = step - 1
-        self._topology.capture(step)
+        self._topology.gradients.capture(step)
 
     def before(self, optimizer: Optimizer, has_closure: bool, overflow: bool) -> bool:
         """Before a step; returns whether the optimizer must leave everything as it is (an update replaces it).
@@ -84,7 +84,7 @@ class Clock:
         """After a step."""
         topology = self._topology
         if overflow:
-            topology.forget_gradients()
+            topology.gradients.forget()
             return
         topology.after_step(optimizer, self._before)
         topology.from_roots(self._roots)
@@ -96,7 +96,7 @@ class Clock:
             return
         if topology.due(self.step) and self._decided < self.step:
             topology.update(self.step)
-        topology.keep_gradients(self.step)
+        topology.gradients.keep(self.step)
         self.step += 1
-        topology.forget_gradients()
-        topology.capture(self.step)
+        topology.gradients.forget()
+        topology.gradients.capture(self.step)

@@ -381,7 +381,7 @@ class Sparsifier:
         topology.start_count, topology.num_updates, topology.num_moved = (
             counts[key] for key in saved.COUNTS[1:]
         )
-        topology.begin_within_a_step()
+        topology.gradients.begin_within_a_step()
         self._clock.set(counts["step"])
 
     def detach(self) -> nn.Module:

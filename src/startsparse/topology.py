@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from .draw import Drawn
 from .dynamics import Recorder
-from .execution.arriving import Arriving
 from .execution.interface import KEPT, FirstSite
 from .execution.masked import MaskedSite
 from .execution.meta import MetaSite, materialise_rest
@@ -25,6 +24,7 @@ from .execution.shadow import ShadowSite, ThresholdSite
 from .execution.sparse import SparseSite
 from .execution.young import YOUNG, after_step, before_step, born
 from .execution.young import check as check_young
+from .gradients import StepGradients
 from .layers import Layer
 from .methods import Change, Method
 from .methods.hidden import HIDDEN, REACHED
@@ -51,6 +51,7 @@ class Topology:
         start_count: live weights when training began.
         num_updates, num_moved: changes so far, and weights that moved or went in them.
         recorder: what changed at each update.
+        gradients: the dense gradients that updates look at.
 
     Raises:
         ValueError: method, source and layers do not go together. No weight was touched.
@@ -105,9 +106,7 @@ class Topology:
         self.num_updates = self.num_moved = 0
         self.recorder = Recorder({name: math.prod(layer.shape) for name, layer in layers.items()})
         self._empty: set[str] = set()
-        self._most_arrivals = 0  # of one layer's gradient in one step, since the last update
-        self._partial = False  # whether some that arrived at this step were not seen
-        self._accumulates = False  # whether a gradient that was reduced turned out to be one of several
+        self.gradients = StepGradients(method, self.sites, total_steps)
         self._parents: dict[str, tuple[nn.Module, str]] = {}
         self._first: Mapping[str, Change] = {}
         if method.needs:
@@ -167,33 +166,6 @@ class Topology:
         """Live weights scheduled once ``step`` is done."""
         return self.method.target(step, self.num_weights, self.start_count, self.total_steps)
 
-    def capture(self, step: int) -> None:
-        """Keep the dense gradients of this step if the method will ask for them; let those of earlier ones go."""
-        wanted = self.method.wants_gradient(step, self.total_steps)
-        arriving = self._reduced(step) if wanted else None
-        for site in self.sites.values():
-            site.capturing = wanted
-            if isinstance(site, MaskedSite):
-                site.arriving = arriving
-
-    def begin_within_a_step(self) -> None:
-        """Go on from a saved state: how many gradients its step has seen is not known."""
-        self._partial = True
-
-    def _reduced(self, step: int) -> Arriving | None:
-        """What this step's dense gradients are reduced to as they arrive, where that is all the update needs.
-
-        They must arrive whole: of one process, one step, and one micro-batch, as those since the last update did.
-        """
-        alone, self._most_arrivals = self._most_arrivals == 1 and not self._partial, 0
-        carry = any(self.method.gradient_carry(at, self.total_steps) for at in (step, step + 1))
-        many = torch.distributed.is_available() and torch.distributed.is_initialized()
-        held = any(site.has_gradient() for site in self.sites.values())
-        if carry or many or held or not alone or self._accumulates:
-            return None
-        growth = self.method.reduces_to(self.views(), step, self.total_steps)
-        return None if growth is None else Arriving(growth)
-
     def update(self, step: int) -> None:
         """The method's change at this step, unless a gradient it needs is not finite (then with a warning).
 
@@ -201,8 +173,8 @@ class Topology:
             RuntimeError: its probe batches were not passed through the net.
         """
         check_probed(self, step)
-        self.add_kept_gradients(step)
-        if self.method.wants_gradient(step, self.total_steps) and not self._gradients_are_usable(step):
+        self.gradients.add_kept(step)
+        if self.method.wants_gradient(step, self.total_steps) and not self.gradients.are_usable(step):
             return
         self._carry_out(self._decide(step), step)
         self.warn_of_empty_layers({name: site.num_active for name, site in self.sites.items()}, stacklevel=6)
@@ -273,34 +245,6 @@ class Topology:
         assert live == target, (
             f"{self.method.name} left {live} live weights at step {step}, scheduled are {target}"
         )
-
-    def _gradients_are_usable(self, step: int) -> bool:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for site in self.sites.values():
-                site.average_gradient()
-        arriving = next((s.arriving for s in self.sites.values() if isinstance(s, MaskedSite)), None)
-        if arriving is not None and arriving.spoilt:
-            self._accumulates = True
-            warnings.warn(
-                f"{self.method.name}: {arriving.spoilt}: the update at step {step} is left out, the topology stays; later "
-                "ones keep the whole gradients",
-                stacklevel=6,
-            )
-            return False
-        bad = [name for name, site in self.sites.items() if not site.gradient_is_finite()]
-        if self.method.needs_step_gradient and not any(site.has_gradient() for site in self.sites.values()):
-            raise ValueError(
-                f"{self.method.name}: no gradient arrived before step {step}, so no mask can be chosen"
-            )
-        if not bad:
-            return True
-        where = f"the dense gradient of {', '.join(bad)} is not finite at step {step}"
-        if self.method.needs_step_gradient:
-            raise ValueError(f"{self.method.name}: {where}, so no mask can be chosen; the model is unchanged")
-        warnings.warn(
-            f"{self.method.name}: {where}: this update is left out, the topology stays", stacklevel=6
-        )
-        return False
 
     def warn_of_empty_layers(self, counts: Mapping[str, int], stacklevel: int) -> None:
         """Say once of each layer that it has no live weight left."""
@@ -393,32 +337,6 @@ class Topology:
     def shrink(self, step: int, optimizer: Optimizer) -> None:
         """After a step: shrink leaving weights by themselves."""
         shrink(self.sites.values(), optimizer, self.method.strength(step, self.total_steps))
-
-    def add_kept_gradients(self, step: int) -> None:
-        """Add the gradients of earlier steps to this one's, as far as the method carries them; once a step."""
-        carry = self.method.gradient_carry(step, self.total_steps)
-        if self.method.probes and self.due(step):
-            carry = carry or 1.0  # what is there is of the probes of this step
-        for site in self.sites.values():
-            site.add_kept_gradient(carry)
-
-    def keep_gradients(self, step: int) -> None:
-        """A step is done: keep its gradients if the method carries them into the next one."""
-        if self.method.gradient_carry(step, self.total_steps):
-            self.add_kept_gradients(step)
-        if self.method.gradient_carry(step + 1, self.total_steps):
-            for site in self.sites.values():
-                site.keep_gradient()
-
-    def forget_gradients(self) -> None:
-        """Let go of what was kept for one step; a layer that was frozen until now is hooked."""
-        for site in self.sites.values():
-            if isinstance(site, MaskedSite):
-                seen = 2 if self._partial else site.arrivals
-                self._most_arrivals, site.arrivals = max(self._most_arrivals, seen), 0
-            site.forget_gradient()
-            site.hook()
-        self._partial = False
 
 
 def first_site(layer: Layer, support: Support, method: Method) -> FirstSite:

@@ -142,7 +142,7 @@ def test_what_a_loop_does_wrong_is_said():
     ):
         run.optimizer.step()
     run.optimizer.zero_grad()
-    run.sparse._topology.forget_gradients()
+    run.sparse._topology.gradients.forget()
     with pytest.raises(RuntimeError, match="probe 0 of step 4 brought no gradient"):
         for _ in run.sparse.probes():
             pass

@@ -110,7 +110,7 @@ def held(run: Run) -> int:
 def test_training_is_the_same_with_and_without(name):
     def trained(whole: bool) -> tuple[Run, int]:
         run = Run(seeded(perceptron), METHODS[name], OPTIMIZERS["adamw"], execution="masked", steps=40)
-        run.sparse._topology._accumulates = whole
+        run.sparse._topology.gradients.accumulates = whole
         most = 0
         for step in range(14):
             run.optimizer.zero_grad()
@@ -130,7 +130,7 @@ def test_micro_batches_are_summed_as_ever():
     runs = [
         Run(seeded(perceptron), make(), OPTIMIZERS["sgd"], execution="masked", steps=40) for _ in range(2)
     ]
-    runs[1].sparse._topology._accumulates = True
+    runs[1].sparse._topology.gradients.accumulates = True
     for step in range(14):
         for run in runs:
             run.step(*batch(step, 8, 12).chunk(1 + (step < 6)))  # two at first, then one
