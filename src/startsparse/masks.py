@@ -117,9 +117,24 @@ def is_among(positions: Tensor, others: Tensor) -> Tensor:
     """
     if positions.device.type != "cpu" or not len(others):
         return torch.isin(positions, others, assume_unique=True)
-    ours, theirs = positions.numpy(), others.numpy()
+    return in_common(positions, others)[0]
+
+
+def in_common(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of a's positions are among b's, and which of b's among a's; both rising without repeats.
+
+    Example:
+        >>> in_common(torch.tensor([1, 4, 9]), torch.tensor([0, 4, 5, 9]))
+        (tensor([False,  True,  True]), tensor([False,  True, False,  True]))
+    """
+    if a.device.type != "cpu" or not len(a) or not len(b):
+        return torch.isin(a, b, assume_unique=True), torch.isin(b, a, assume_unique=True)
+    ours, theirs = a.numpy(), b.numpy()
     place = np.searchsorted(theirs, ours)  # rising needles make it quick; torch's isin sorts
-    return torch.from_numpy(theirs[np.minimum(place, len(theirs) - 1)] == ours)
+    place[place == len(theirs)] = 0
+    of_ours, of_theirs = theirs[place] == ours, np.zeros(len(theirs), bool)
+    of_theirs[place[of_ours]] = True
+    return torch.from_numpy(of_ours), torch.from_numpy(of_theirs)
 
 
 def pack(mask: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ def test_dense_gradient_of_a_linear_layer(block):
     assert [row for row, _ in blocks] == list(range(0, 60, max(1, block // 50)))
     found = torch.cat([gradient for _, gradient in blocks])
     torch.testing.assert_close(found, dy.view(9, 60).t() @ x.view(9, 50))
+    reused = [gradient.clone() for _, gradient in dense_gradient(x, dy, block=block, reuse=True)]
+    assert torch.equal(torch.cat(reused), found)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

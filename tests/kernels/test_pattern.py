@@ -70,16 +70,17 @@ def test_a_weight_dropped_and_grown_in_one_event_starts_at_zero():
     assert new.dense(moved).flatten().tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 200])
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 200, 40_001])
 def test_scores_above_a_bar(size):
     gradient = torch.randn(size)
     gradient[3:6] = torch.tensor([float("nan"), -torch.inf, torch.inf])[: max(size - 3, 0)]
     kept = torch.arange(0, size, 5) + 100
     for bar in (-torch.inf, 0.5, torch.inf):
-        positions, scores = library.backend().above(gradient, 100, kept, bar)
         free = [i for i in range(size) if i % 5 and gradient[i].abs() > bar]
-        assert (positions - 100).tolist() == free
-        assert torch.equal(scores, gradient[free].abs())
+        for team in (1, 2, 3):
+            positions, scores = library.backend().above(gradient, 100, kept, bar, team)
+            assert (positions - 100).tolist() == free
+            assert torch.equal(scores, gradient[free].abs())
 
 
 def test_where_values_lie():
@@ -139,14 +140,16 @@ def test_shapes_that_are_none_are_refused():
 
 
 def test_int32_positions_and_both_backends_make_the_same_pattern():
-    for rows, cols, groups in ((40, 300, 1), (6, 9, 3), (70_000, 2, 1)):
+    for rows, cols, groups in ((40, 300, 1), (6, 9, 3), (70_000, 2, 1), (9, 20_000, 3)):
         positions = (torch.rand(rows * cols) < 0.2).nonzero().flatten()
         built = [
             Pattern.build(positions.to(dtype), rows, cols, groups).blob
             for dtype in (torch.int64, torch.int32)
         ]
         block = int(built[0][48:56].view(torch.int64))
-        built.append(fallback.TorchBackend().build(positions, rows, cols, groups, block))
+        for team in (1, 2, 5):
+            built.append(library.backend().build(positions, rows, cols, groups, block, team))
+        built.append(fallback.TorchBackend().build(positions, rows, cols, groups, block, 1))
         parts = [vars(fallback.take_apart(blob)) for blob in built]
         for name, first in parts[0].items():
             for other in parts[1:]:

@@ -65,6 +65,7 @@ class SparseSite(Site):
         self._pass = -1  # the backward pass that the pending ones are of
         self._begins = True
         self._pattern = self.module.pattern
+        self._seen: Pattern | None = None
         self._states: list[Tensor] = []  # optimizer state known to follow this pattern
         self._watches: list = []
         self._capturing = False
@@ -109,7 +110,14 @@ class SparseSite(Site):
         return self._leaving[2]
 
     def view(self) -> SparseView:
-        return SparseView(self)
+        view = SparseView(self)
+        self._seen = view.live
+        return view
+
+    def _live(self) -> Pattern:
+        """The live positions: of the step's view where there was one, which has listed them already."""
+        seen, self._seen = self._seen, None
+        return seen if seen is not None and seen.blob is self.module.pattern else self.module.live()
 
     # -- hooks and invariants ----------------------------------------------------------------------------------
 
@@ -185,11 +193,15 @@ class SparseSite(Site):
                     self._dense[row : row + len(block)] += block
             self._batches = []
 
-    def gradient_blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """Blocks of rows of the step's dense gradient, with the position each begins at; they may be written to."""
+    def gradient_blocks(self, reuse: bool = False) -> Iterator[tuple[int, Tensor]]:
+        """Blocks of rows of the step's dense gradient, with the position each begins at; they may be written to.
+
+        With ``reuse``, a block is gone when the next is asked for.
+        """
         cols = math.prod(self.shape[1:])
         if self._batches:
-            parts = [dense_gradient(x, dy, **self._convolution()) for x, dy in self._batches]
+            reuse = reuse and len(self._batches) == 1
+            parts = [dense_gradient(x, dy, reuse=reuse, **self._convolution()) for x, dy in self._batches]
             for blocks in zip(*parts, strict=True):
                 row, total = blocks[0]
                 for _, block in blocks[1:]:
@@ -259,7 +271,7 @@ class SparseSite(Site):
         self.memory[KEPT] = kept
 
     def forget_gradient(self) -> None:
-        self._batches, self._dense, self.weight_before_step = [], None, None
+        self._batches, self._dense, self.weight_before_step, self._seen = [], None, None, None
         self.module.__dict__.pop("loaded_dense", None)
         self._states = self._known_states()
 
@@ -267,21 +279,27 @@ class SparseSite(Site):
 
     @torch.no_grad()
     def apply(self, change: Change, optimizers: Iterable[Optimizer], method: Method, step: int) -> None:
-        old = self.module.live()
+        old = self._live()
         new = old.changed(change.dropped, change.grown, taps=math.prod(self.shape[2:]))
-        grown = new.places(change.grown)
         downhill = self.gradient_at(change.grown) if method.grown_value == "gradient_sign" else None
         values = self.grown_values(method, step, len(change.grown), self.parameter.detach(), downhill)
         self._states = []  # they are let go of here, and noted again after the step
         held = slots(optimizers, self.parameter)
         gradient = [] if self.parameter.grad is None else [self.parameter.grad]
         before = [slot.tensor for slot in held]
-        weight, *moved = old.move(new, [self.parameter.detach(), *before, *gradient])
+        source = old.source(new)
+        born = source < 0  # these are zero as they arrive
+        returned = int(born.sum()) < len(change.grown)
+        if returned:
+            born[new.places(change.grown)] = True
+        weight, *moved = old.take(source, [self.parameter.detach(), *before, *gradient])
         if values is not None:
-            weight[grown] = values
+            weight[new.places(change.grown)] = values
         for slot in held:
             was, now = before.pop(0), moved.pop(0)
-            now[grown] = was.mean() if method.grown_state == "mean" and was.numel() else slot.fresh
+            start = was.mean() if method.grown_state == "mean" and was.numel() else slot.fresh
+            if returned or start != 0:
+                now[born] = start
             slot.holder[slot.key] = now
         self.module.put(new, weight)
         self.parameter.grad = moved[0] if gradient else None

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..criteria import gradient as gradient_score
 from ..draw import Drawn, Permutation
 from ..kernels import backend
+from ..kernels.library import threads
 from ..masks import pack_positions
 from ..selection import top_k
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _BITMAP = 1 << 28  # positions whose membership is kept as bits: 32 MiB
 _PART = 1 << 22  # positions looked at in one piece
 _MARGINS = (
-    1.3,
+    1.5,
     4.0,
 )  # times more candidates than needed that a guessed bar should let pass: at first, and then
 
@@ -42,24 +43,24 @@ class SparseView:
             self.capacity = (
                 int(site.source.count or 0) if isinstance(site.source, Drawn) else int(site.source.sum())
             )
-        self._live = site.module.live()
+        self.live = site.module.live()
 
     @property
     def num_active(self) -> int:
-        return self._live.nnz
+        return self.live.nnz
 
     def active_positions(self) -> Tensor:
-        return self._live.positions()
+        return self.live.positions()
 
     def active_weights(self) -> Tensor:
         weight = (
             self._site.parameter if self._site.weight_before_step is None else self._site.weight_before_step
         )
-        return self._live.in_rows(weight)
+        return self.live.in_rows(weight)
 
     def active_gradients(self) -> Tensor:
         gradient = self._site.parameter.grad
-        return torch.zeros(self._live.nnz) if gradient is None else self._live.in_rows(gradient)
+        return torch.zeros(self.live.nnz) if gradient is None else self.live.in_rows(gradient)
 
     def gradients_at(self, positions: Tensor) -> Tensor:
         found = self._site.gradient_at(positions)
@@ -92,9 +93,9 @@ class SparseView:
     def _highest_gradients(self, count: int, kept: Tensor, bar: float) -> _Best:
         """The highest ones above a bar that few more than ``count`` should pass."""
         best, inside = _Best(count, self.name, bar), self._inside
-        for start, gradient in self._site.gradient_blocks():
+        for start, gradient in self._site.gradient_blocks(reuse=True):
             at, score = backend().above(
-                gradient, start, kept, best.bar
+                gradient, start, kept, best.bar, threads()
             )  # criteria.gradient, but for the kept
             if inside is not None:
                 allowed = torch.from_numpy(inside(at.numpy()))

@@ -100,7 +100,7 @@ class TorchBackend:
     name = "torch"
     width = 0
 
-    def build(self, positions: Tensor, rows: int, cols: int, groups: int, block: int) -> Tensor:
+    def build(self, positions: Tensor, rows: int, cols: int, groups: int, block: int, threads: int) -> Tensor:
         positions = positions.to(torch.int64)
         if positions.numel() > 2**31 - 1:
             raise ValueError("startsparse: too large: at most 2^31 - 1 live weights")
@@ -165,7 +165,9 @@ class TorchBackend:
         at = torch.searchsorted(positions, wanted).clamp_(max=positions.numel() - 1)
         return torch.where(positions[at] == wanted, at, -1)
 
-    def above(self, gradient: Tensor, start: int, kept: Tensor, bar: float) -> tuple[Tensor, Tensor]:
+    def above(
+        self, gradient: Tensor, start: int, kept: Tensor, bar: float, threads: int
+    ) -> tuple[Tensor, Tensor]:
         scores = gradient.reshape(-1).abs()
         at = (scores > bar).nonzero().flatten()
         at = at[self.find(kept, at + start) < 0]

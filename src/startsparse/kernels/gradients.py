@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from startsparse.kernels.geometry import Pair
+from startsparse.kernels.memory import scratch
 
 _BLOCK = 1 << 20  # floats of one block of gradient: 4 MB, which stay in cache until they are looked at
 
@@ -28,6 +30,7 @@ def dense_gradient(
     dilation: Pair = (1, 1),
     groups: int = 1,
     block: int = _BLOCK,
+    reuse: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
     """Blocks of the gradient of the dense weight, first rows first.
 
@@ -36,6 +39,8 @@ def dense_gradient(
         dy: The gradient of its output, of the layer's output shape.
         kernel_size: Of a convolution; None for a linear layer. The other pairs and ``groups`` belong to it.
         block: Floats of gradient held at a time, at most (but never less than one row).
+        reuse: Whether the blocks of a linear layer may share one piece of memory, so that none faults its pages in:
+            each is gone when the next is asked for, or a kernel is called.
 
     Yields:
         First row, and gradient [rows of the block, cols] as a matrix.
@@ -43,9 +48,12 @@ def dense_gradient(
     x, dy = x.detach(), dy.detach()
     if kernel_size is None:
         x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-        step = max(1, block // max(x.shape[1], 1))
+        cols = x.shape[1]
+        step = max(1, block // max(cols, 1))
         for row in range(0, dy.shape[1], step):
-            yield row, dy[:, row : row + step].t() @ x
+            part = dy[:, row : row + step].t()
+            room = scratch(len(part) * cols)[: len(part) * cols].view(len(part), cols) if reuse else None
+            yield row, torch.mm(part, x, out=room)
         return
     rows_per_group, channels = dy.shape[1] // groups, x.shape[1] // groups
     cols = channels * kernel_size[0] * kernel_size[1]

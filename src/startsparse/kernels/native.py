@@ -19,18 +19,30 @@ _WORDS = {
     5: "too large: at most 2^31 - 1 live weights, and 4 GiB for one tile of activations",
     6: "a position to drop is not live",
     7: "a position to grow is live already",
+    8: "no memory for building a pattern",
 }
 
 _SIGNATURES = {
     "ss_width": (c_int32,),
     "ss_pattern_bytes": (c_int64, *[c_int64] * 5),
-    "ss_pattern_build": (c_int32, c_void_p, *[c_int64] * 5, c_void_p, c_int32),
+    "ss_pattern_build": (c_int32, c_void_p, *[c_int64] * 5, c_void_p, c_int32, c_int32),
     "ss_pattern_row_major": (c_int32, c_void_p, c_int64, c_void_p, c_void_p),
     "ss_pattern_sources": (c_int32, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32),
     "ss_take": (c_int32, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int32),
     "ss_merge_positions": (c_int32, *[c_void_p, c_int64] * 3, c_void_p),
     "ss_find_positions": (None, c_void_p, c_int64, c_void_p, c_int64, c_void_p),
-    "ss_scores_above": (c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_float, c_void_p, c_void_p),
+    "ss_scores_above": (
+        c_int64,
+        c_void_p,
+        c_int64,
+        c_int64,
+        c_void_p,
+        c_int64,
+        c_float,
+        c_void_p,
+        c_void_p,
+        c_int32,
+    ),
     "ss_forward": (c_int64, c_void_p, c_void_p, c_int64, *[c_void_p] * 5, c_int64, c_int32),
     "ss_backward": (c_int64, c_void_p, c_void_p, c_int64, *[c_void_p] * 7, c_int64, c_int32),
     "ss_pack": (None, c_void_p, c_void_p, c_void_p, c_int32),
@@ -61,12 +73,12 @@ class NativeBackend:
         self.width = library.ss_width()
         self._forward, self._backward = library.ss_forward, library.ss_backward
 
-    def build(self, positions: Tensor, rows: int, cols: int, groups: int, block: int) -> Tensor:
+    def build(self, positions: Tensor, rows: int, cols: int, groups: int, block: int, threads: int) -> Tensor:
         """Sorted row-major positions [nnz], int64 or int32 -> pattern blob (uint8)."""
         shape = (rows, cols, groups, positions.numel(), block)
         blob = torch.empty(self.library.ss_pattern_bytes(*shape), dtype=torch.uint8)
         wide = positions.dtype == torch.int64
-        _check(self.library.ss_pattern_build(blob.data_ptr(), *shape, positions.data_ptr(), wide))
+        _check(self.library.ss_pattern_build(blob.data_ptr(), *shape, positions.data_ptr(), wide, threads))
         return blob
 
     def row_major(self, blob: Tensor, nnz: int) -> tuple[Tensor, Tensor]:
@@ -117,7 +129,9 @@ class NativeBackend:
         )
         return at
 
-    def above(self, gradient: Tensor, start: int, kept: Tensor, bar: float) -> tuple[Tensor, Tensor]:
+    def above(
+        self, gradient: Tensor, start: int, kept: Tensor, bar: float, threads: int
+    ) -> tuple[Tensor, Tensor]:
         """Entries of a block of gradient of more than ``bar`` in absolute value, but for those at kept positions.
 
         Args:
@@ -133,7 +147,8 @@ class NativeBackend:
         scores = torch.empty(gradient.numel())
         block = gradient.data_ptr(), gradient.numel(), start
         others = kept.data_ptr(), kept.numel()
-        count = self.library.ss_scores_above(*block, *others, bar, positions.data_ptr(), scores.data_ptr())
+        found = positions.data_ptr(), scores.data_ptr()
+        count = self.library.ss_scores_above(*block, *others, bar, *found, threads)
         return positions[:count].clone(), scores[:count].clone()
 
     def forward(

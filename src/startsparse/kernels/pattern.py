@@ -62,7 +62,7 @@ class Pattern:
         positions = _positions(positions, "positions")
         block = max(_MIN_BLOCK, -(-_WEIGHTS_PER_SEGMENT * rows * cols // max(positions.numel(), 1)))
         block = min(block + -block % taps, max(cols, 1))
-        blob = backend().build(positions, rows, cols, groups, block)
+        blob = backend().build(positions, rows, cols, groups, block, threads())
         return Pattern(blob, rows, cols, groups, positions.numel())
 
     @staticmethod
@@ -160,9 +160,19 @@ class Pattern:
         Returns:
             One new tensor per given one, [now.nnz].
         """
-        source = backend().sources(self.blob, now.blob, now.nnz, threads())
+        source = self.source(now)
         if reset is not None and reset.numel():
             source[now.places(reset)] = -1
+        return self.take(source, tensors)
+
+    def source(self, now: Pattern) -> Tensor:
+        """For each weight of ``now``, a pattern of the same shape, in value order: where its value lies here, or -1;
+        int32 [now.nnz]."""
+        return backend().sources(self.blob, now.blob, now.nnz, threads())
+
+    def take(self, source: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What belonged to this pattern's weights, [nnz] each, at other places, zero at -1: a new tensor per given
+        one."""
         moved = []
         for tensor in tensors:
             if tensor.shape != (self.nnz,) or tensor.device.type != "cpu" or tensor.element_size() > 8:

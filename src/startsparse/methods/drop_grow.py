@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..criteria import magnitude
 from ..distributions import whole
-from ..masks import is_among
+from ..masks import in_common
 from ..schedules import FRACTIONS, Window, as_step, drop_fraction
 from ..selection import top_k
 from .base import Change, Changes, Views
@@ -151,8 +151,8 @@ class DropGrow(RandomStart):
 
 def moved(dropped: Tensor, grown: Tensor) -> Change:
     """The change of a layer that drops and grows these positions: one that is in both keeps its value and state."""
-    kept = grown[~is_among(grown, dropped)]
-    again = is_among(dropped, grown)
+    again, returned = in_common(dropped, grown)
+    kept = grown[~returned]
     return Change(dropped[~again], kept, returned=len(grown) - len(kept))
 
 

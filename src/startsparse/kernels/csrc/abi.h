@@ -19,6 +19,7 @@ enum Status : int32_t {
     TOO_LARGE = 5,    // more than 2^31 - 1 live weights, or a tile beyond 4 GiB
     NOT_LIVE = 6,     // a position to drop is not live
     ALREADY_LIVE = 7, // a position to grow is live already
+    NO_MEMORY = 8,
 };
 
 constexpr int64_t MAGIC = 0x31305350524154; // "TARPS01"

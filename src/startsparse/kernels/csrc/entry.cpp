@@ -64,7 +64,7 @@ using namespace startsparse;
 #define SS_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Changes whenever an exported function or a struct does.
-SS_EXPORT int32_t ss_version() { return 1; }
+SS_EXPORT int32_t ss_version() { return 2; }
 
 // What it was built from, so that a library that no longer fits its source is found out.
 SS_EXPORT const char *ss_source() { return SS_SOURCE; }
@@ -77,11 +77,11 @@ SS_EXPORT int64_t ss_pattern_bytes(int64_t rows, int64_t cols, int64_t groups, i
 }
 
 SS_EXPORT int32_t ss_pattern_build(void *buffer, int64_t rows, int64_t cols, int64_t groups, int64_t nnz,
-                                   int64_t block, const void *position, int32_t wide) {
+                                   int64_t block, const void *position, int32_t wide, int32_t threads) {
     auto *p = static_cast<Header *>(buffer);
     *p = Header{0, 0, rows, cols, groups, nnz, block, 0, 0, 0, 0, 0, 0, 0, 0, 0};
     lay_out(*p);
-    return build_pattern(*p, position, wide);
+    return build_pattern(*p, position, wide, threads);
 }
 
 SS_EXPORT int32_t ss_pattern_row_major(const void *buffer, int64_t bytes, int64_t *position, int32_t *value) {
@@ -116,8 +116,8 @@ SS_EXPORT void ss_find_positions(const int64_t *sorted, int64_t n, const int64_t
 }
 
 SS_EXPORT int64_t ss_scores_above(const float *gradient, int64_t n, int64_t start, const int64_t *kept,
-                                  int64_t kepts, float bar, int64_t *position, float *score) {
-    return kernels().above(gradient, n, start, kept, kepts, bar, position, score);
+                                  int64_t kepts, float bar, int64_t *position, float *score, int32_t threads) {
+    return scores_above(kernels().above, gradient, n, start, kept, kepts, bar, position, score, threads);
 }
 
 // Both passes return 0, a status, or minus the floats of scratch they need where `capacity` is less.

@@ -1,10 +1,16 @@
 // Patterns: which weights live, sorted for both passes by counting, in time proportional to their number.
 #include "pattern.h"
 
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 namespace startsparse {
 namespace {
+
+constexpr int64_t FEW = 1 << 14; // weights that are not worth waking a second thread for
 
 int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -37,6 +43,10 @@ struct Walk {
 
 template <class Position> Status check(const Position *position, const Header &p) {
     const int64_t size = p.rows * p.cols;
+    bool wrong = p.nnz && (int64_t(position[0]) < 0 || int64_t(position[p.nnz - 1]) >= size);
+    for (int64_t i = 1; i < p.nnz; ++i) // without a branch: nearly always all is well
+        wrong |= position[i] <= position[i - 1];
+    if (!wrong) return OK;
     int64_t last = -1;
     for (int64_t i = 0; i < p.nnz; ++i) {
         const int64_t now = int64_t(position[i]);
@@ -60,40 +70,68 @@ void rewind(int32_t *cursor,
 
 template <class T> T *at(Header &p, int64_t offset) { return const_cast<T *>(section<T>(p, offset)); }
 
-template <class Position, class Row, class Column> void fill(const Position *position, Header &p) {
+// Threads divide the rows; each counts its weights of every column in `counts` [team, global columns], and from these
+// knows where in each column its own begin.
+template <class Position, class Row, class Column>
+void fill(const Position *position, Header &p, int32_t *counts, int team) {
     int32_t *col_ptr = at<int32_t>(p, p.col_ptr), *row_ptr = at<int32_t>(p, p.row_ptr);
     int32_t *segment = at<int32_t>(p, p.segment_ptr), *value = at<int32_t>(p, p.forward_value);
     Row *row = at<Row>(p, p.row_index);
     Column *column = at<Column>(p, p.forward_col);
     const int64_t global_cols = p.groups * p.cols, segments = p.blocks * p.rows;
-    std::memset(col_ptr, 0, size_t(global_cols + 1) * 4);
+    std::memset(counts, 0, size_t(team * global_cols) * 4);
     std::memset(row_ptr, 0, size_t(p.rows + 1) * 4);
     std::memset(segment, 0, size_t(segments + 1) * 4);
+    const auto first_of = [&](int part) { // at the start of a row, so that no row has two threads
+        if (part == team) return p.nnz;
+        const int64_t start = p.nnz ? int64_t(position[p.nnz * part / team]) / p.cols * p.cols : 0;
+        return int64_t(std::lower_bound(position, position + p.nnz, start) - position);
+    };
 
-    Walk count(p);
-    for (int64_t i = 0; i < p.nnz; ++i) {
-        count.to(int64_t(position[i]));
-        ++col_ptr[count.global + 1], ++row_ptr[count.row + 1],
-            ++segment[count.in_block * p.rows + count.row + 1];
+#pragma omp parallel for num_threads(team) schedule(static, 1)
+    for (int part = 0; part < team; ++part) {
+        Walk walk(p);
+        int32_t *count = counts + part * global_cols;
+        for (int64_t i = first_of(part), last = first_of(part + 1); i < last; ++i) {
+            walk.to(int64_t(position[i]));
+            ++count[walk.global], ++row_ptr[walk.row + 1], ++segment[walk.in_block * p.rows + walk.row + 1];
+        }
     }
-    to_starts(col_ptr, global_cols), to_starts(row_ptr, p.rows), to_starts(segment, segments);
+    int32_t start = 0;
+    for (int64_t c = 0; c < global_cols; ++c) {
+        col_ptr[c] = start;
+        for (int part = 0; part < team; ++part) {
+            const int32_t own = counts[part * global_cols + c];
+            counts[part * global_cols + c] = start, start += own;
+        }
+    }
+    col_ptr[global_cols] = start;
+    to_starts(row_ptr, p.rows), to_starts(segment, segments);
 
-    Walk place(p);
-    for (int64_t i = 0; i < p.nnz; ++i) {
-        place.to(int64_t(position[i]));
-        const int32_t k = col_ptr[place.global]++, s = segment[place.in_block * p.rows + place.row]++;
-        row[k] = Row(place.row), column[s] = Column(place.global), value[s] = k;
+#pragma omp parallel for num_threads(team) schedule(static, 1)
+    for (int part = 0; part < team; ++part) {
+        Walk walk(p);
+        int32_t *next = counts + part * global_cols;
+        for (int64_t i = first_of(part), last = first_of(part + 1); i < last; ++i) {
+            walk.to(int64_t(position[i]));
+            const int32_t k = next[walk.global]++, s = segment[walk.in_block * p.rows + walk.row]++;
+            row[k] = Row(walk.row), column[s] = Column(walk.global), value[s] = k;
+        }
     }
-    rewind(col_ptr, global_cols), rewind(segment, segments);
+    rewind(segment, segments);
 }
 
-template <class Position> Status build(const Position *position, Header &p) {
+template <class Position> Status build(const Position *position, Header &p, int threads) {
     if (const Status status = check(position, p)) return status;
+    const int team = p.nnz < FEW ? 1 : threads;
+    int32_t *counts = static_cast<int32_t *>(std::malloc(size_t(team * p.groups * p.cols + 1) * 4));
+    if (!counts) return NO_MEMORY;
     const bool wide_row = p.row_bytes == 4, wide_col = p.col_bytes == 4;
-    if (wide_row && wide_col) fill<Position, uint32_t, uint32_t>(position, p);
-    else if (wide_row) fill<Position, uint32_t, uint16_t>(position, p);
-    else if (wide_col) fill<Position, uint16_t, uint32_t>(position, p);
-    else fill<Position, uint16_t, uint16_t>(position, p);
+    if (wide_row && wide_col) fill<Position, uint32_t, uint32_t>(position, p, counts, team);
+    else if (wide_row) fill<Position, uint32_t, uint16_t>(position, p, counts, team);
+    else if (wide_col) fill<Position, uint16_t, uint32_t>(position, p, counts, team);
+    else fill<Position, uint16_t, uint16_t>(position, p, counts, team);
+    std::free(counts);
     return OK;
 }
 
@@ -141,10 +179,10 @@ int64_t lay_out(Header &p) {
     return p.bytes = end;
 }
 
-Status build_pattern(Header &p, const void *position, bool wide) {
+Status build_pattern(Header &p, const void *position, bool wide, int threads) {
     if (p.nnz > INT32_MAX) return TOO_LARGE;
-    return wide ? build(static_cast<const int64_t *>(position), p)
-                : build(static_cast<const int32_t *>(position), p);
+    return wide ? build(static_cast<const int64_t *>(position), p, threads)
+                : build(static_cast<const int32_t *>(position), p, threads);
 }
 
 void row_major(const Header &p, int64_t *position, int32_t *value) {
@@ -190,20 +228,31 @@ Status take_items(const void *old, const int32_t *from, int64_t n, int64_t item_
 
 Status merge_positions(const int64_t *old, int64_t n, const int64_t *drop, int64_t drops, const int64_t *grow,
                        int64_t grows, int64_t *now) {
-    int64_t d = 0, g = 0, out = 0;
-    for (int64_t i = 0; i <= n; ++i) {
-        const int64_t limit = i < n ? old[i] : INT64_MAX;
-        if (d < drops && drop[d] < limit) return NOT_LIVE;
-        const bool dropped = d < drops && drop[d] == limit;
-        d += dropped;
-        for (; g < grows && grow[g] < limit; ++g)
-            now[out++] = grow[g];
-        if (i == n) break;
-        const bool grown = g < grows && grow[g] == limit;
-        g += grown;
-        if (grown && !dropped) return ALREADY_LIVE;
-        if (grown || !dropped) now[out++] = limit;
+    // Which of the three comes next is chance, so there is no branch on it.
+    int64_t i = 0, d = 0, g = 0, out = 0;
+    bool twice = false;
+    while (i < n && d < drops && g < grows) {
+        const int64_t live = old[i], fresh = grow[g];
+        const int64_t grown = fresh < live, dropped = (fresh >= live) & (drop[d] == live);
+        twice |= (fresh == live) & !dropped;
+        now[out] = fresh < live ? fresh : live;
+        out += 1 - dropped, i += 1 - grown, g += grown, d += dropped;
     }
+    while (i < n && d < drops) {
+        const bool dropped = drop[d] == old[i];
+        now[out] = old[i++];
+        out += !dropped, d += dropped;
+    }
+    while (i < n && g < grows) {
+        const int64_t live = old[i], fresh = grow[g], grown = fresh < live;
+        twice |= fresh == live;
+        now[out++] = fresh < live ? fresh : live;
+        i += 1 - grown, g += grown;
+    }
+    if (d < drops) return NOT_LIVE;
+    if (twice) return ALREADY_LIVE;
+    std::copy(old + i, old + n, now + out);
+    std::copy(grow + g, grow + grows, now + out + (n - i));
     return OK;
 }
 
@@ -214,6 +263,26 @@ void find_positions(const int64_t *sorted, int64_t n, const int64_t *wanted, int
             ++i;
         at[j] = i < n && sorted[i] == wanted[j] ? i : -1;
     }
+}
+
+int64_t scores_above(decltype(Kernels::above) above, const float *gradient, int64_t n, int64_t start,
+                     const int64_t *kept, int64_t kepts, float bar, int64_t *position, float *score, int threads) {
+    constexpr int MOST = 64;
+    const int team = n < FEW ? 1 : std::min(threads, MOST);
+    int64_t found[MOST] = {};
+#pragma omp parallel for num_threads(team) schedule(static, 1)
+    for (int part = 0; part < team; ++part) {
+        const int64_t first = n * part / team, last = n * (part + 1) / team;
+        found[part] = above(gradient + first, last - first, start + first, kept, kepts, bar, position + first,
+                            score + first);
+    }
+    int64_t total = found[0];
+    for (int part = 1; part < team; total += found[part++]) {
+        const int64_t first = n * part / team;
+        std::copy(position + first, position + first + found[part], position + total);
+        std::copy(score + first, score + first + found[part], score + total);
+    }
+    return total;
 }
 
 } // namespace startsparse

@@ -5,6 +5,8 @@
 #include <immintrin.h>
 #endif
 
+#include <algorithm>
+
 #include "abi.h"
 #include "vector.h"
 
@@ -30,7 +32,7 @@ static inline uint32_t above_16(const float *p, float bar) {
 
 static int64_t above(const float *gradient, int64_t n, int64_t start, const int64_t *kept, int64_t kepts,
                      float bar, int64_t *position, float *score) {
-    int64_t k = 0, found = 0;
+    int64_t k = std::lower_bound(kept, kept + kepts, start) - kept, found = 0;
     for (int64_t i = 0; i < n; i += 16) {
         uint32_t bits = 0;
         if (n - i >= 16) bits = above_16(gradient + i, bar);
