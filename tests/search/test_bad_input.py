@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -252,3 +254,57 @@ def test_damaged_states(change, message):
     with pytest.raises(ValueError, match=message):
         search.load_state_dict(state)
     assert all(torch.equal(a.detach(), b) for a, b in zip(search.scores(), before, strict=True))
+
+
+def test_a_step_without_gradients_is_refused():
+    """Nothing was learned: the loss was of a copy, or there was no backward pass."""
+    search = ss.search(net(), ss.Jackpot(0.2), total_steps=4)
+    optimizer = torch.optim.SGD(search.scores(), lr=0.1)
+    with pytest.raises(RuntimeError, match="no gradient has reached a score"):
+        optimizer.step()
+    loss_of(copy.deepcopy(search.model), 0).backward()
+    with pytest.raises(RuntimeError, match="not of a copy"):
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="no gradient has reached a score"):
+        optimizer.step(lambda: 0.0)
+    assert search.step == 0
+    loss_of(search.model, 0).backward()
+    optimizer.step()
+    assert search.step == 1 and "step 1 of 4" in repr(search)
+
+
+def test_closures():
+    """As a plain loop, where nothing has to be seen before the step; refused by name elsewhere."""
+    plain = ss.search(net(), ss.JackpotReleased(0.2), total_steps=4)
+    closed = ss.search(net(), ss.JackpotReleased(0.2), total_steps=4)
+    first, second = (torch.optim.SGD(search.scores(), lr=0.5) for search in (plain, closed))
+    for step in range(4):
+        first.zero_grad()
+        loss_of(plain.model, step).backward()
+        first.step()
+
+        def closure(step=step):
+            second.zero_grad()
+            loss = loss_of(closed.model, step)
+            loss.backward()
+            return loss
+
+        second.step(closure)
+    assert plain.num_swaps > 0
+    assert all(torch.equal(mask, closed.masks[name]) for name, mask in plain.masks.items())
+    for method in (ss.Jackpot(0.2, order="curvature"), ss.MaskLLM()):
+        search = ss.search(net(), method, total_steps=4)
+        optimizer = torch.optim.SGD(search.scores(), lr=0.5)
+        with pytest.raises(
+            RuntimeError, match=rf"{method.name} works on the scores' gradients before a step"
+        ):
+            optimizer.step(lambda: None)
+
+
+def test_a_search_that_changed_nothing_says_so():
+    search = ss.search(net(), ss.Jackpot(0.2, gap=100.0), total_steps=4)
+    assert "no mask has changed" not in str(search.report())
+    optimizer = torch.optim.SGD(search.scores(), lr=0.1)
+    loss_of(search.model, 0).backward()
+    optimizer.step()
+    assert "no mask has changed so far" in str(search.report())

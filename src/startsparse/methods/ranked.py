@@ -110,6 +110,10 @@ class RankedSearch(SearchMethod):
     def scheduled(self) -> tuple[str, ...]:
         return ("restriction",) if self.restriction in ("quartic", "cosine") else ()
 
+    @property
+    def looks_before_steps(self) -> bool:
+        return self.order == "curvature"
+
     # -- budgets -----------------------------------------------------------------------------------------------
 
     def check(self, layers: Layers, total_steps: int | None) -> None:

@@ -130,6 +130,11 @@ class SearchMethod:
         """The fields as plain data, as ``methods.make`` takes them."""
         return {entry.name: _plain(getattr(self, entry.name)) for entry in dataclasses.fields(self)}
 
+    @property
+    def looks_before_steps(self) -> bool:
+        """Whether ``penalty`` or ``observe`` does something, for which the gradients must be there before the step."""
+        return type(self).penalty is not SearchMethod.penalty
+
     # -- what a method answers ---------------------------------------------------------------------------------
 
     def check(self, layers: Layers, total_steps: int | None) -> None:

@@ -79,6 +79,14 @@ class Search:
         _ = weakref.finalize(self, _remove, self._handles)
         self._write_all()
 
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else f"step {self.step}"
+        length = "" if self.total_steps is None else f" of {self.total_steps}"
+        weights = sum(layer.weight.numel() for layer in self._layers.values())
+        return (
+            f"Search({self.method.name}, {state}{length}, {self.num_active:,} of {weights:,} weights active)"
+        )
+
     # -- what can be read --------------------------------------------------------------------------------------
 
     def scores(self) -> list[nn.Parameter]:

@@ -81,6 +81,8 @@ class SearchReport:
             f"{self.method} in {self.source} source, step {self.step}: {swapped}",
             table(["layer", "shape", "weights", "active", "density", "source"], rows),
         ]
+        if self.step and not self.num_swaps:
+            lines.append("no mask has changed so far: no score has gained enough to pass another one")
         if locked := sum(row.num_locked for row in self.layers):
             lines.append(f"{locked:,} weights are locked in, {source - locked:,} positions are searched")
         lines += [

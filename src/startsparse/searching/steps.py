@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -51,8 +51,8 @@ class Steps:
         """The step pre-hook: what a method adds to the scores' gradients, and sees of them.
 
         Raises:
-            RuntimeError: the optimizer has only some of the scores, or is not one that makes a step at a time; or the
-                model is not as the search left it.
+            RuntimeError: the optimizer has only some of the scores, or is not one that makes a step at a time; no
+                gradient has reached the scores; or the model is not as the search left it.
         """
         search = self._search()
         if search is None or not self._concerns(search, optimizer):
@@ -64,6 +64,13 @@ class Steps:
         self._reducer.check_idle()
         for site in search._sites.values():
             site.check_place()
+        if _closure(args, kwargs) is None:
+            _check_gradients(search)
+        elif search.method.looks_before_steps:
+            raise RuntimeError(
+                f"{search.method.name} works on the scores' gradients before a step, and step(closure) makes them inside "
+                "it: call backward() first, then step()"
+            )
         if overflow(optimizer):
             return
         method, now, factor = search.method, (search.step, search.total_steps), scale(optimizer)
@@ -81,12 +88,15 @@ class Steps:
 
         Raises:
             ValueError: scores that cannot be ranked; names the step.
+        RuntimeError: the closure made no gradient.
         """
         search = self._search()
         if search is None or not self._concerns(search, optimizer) or overflow(optimizer):
             return
         for site in search._sites.values():
             site.scored.score = site.score.detach()
+        if _closure(args, kwargs) is not None:
+            _check_gradients(search)
         search.step += 1
         layers = search._layers
         now = (search.step, search.total_steps)
@@ -115,6 +125,19 @@ class Steps:
                 f"the optimizer has no scores of {', '.join(missing)}: give all of search.scores() to one optimizer"
             )
         return bool(found)
+
+
+def _closure(args: tuple, kwargs: dict) -> Any:
+    """What ``optimizer.step`` was called with, beside the optimizer."""
+    return args[1] if len(args) > 1 else kwargs.get("closure")
+
+
+def _check_gradients(search: Search) -> None:
+    if all(site.score.grad is None for site in search._sites.values()):
+        raise RuntimeError(
+            "no gradient has reached a score: backward() has to come before step(), from a loss of the model that is "
+            "searched (not of a copy made before or after)"
+        )
 
 
 def _check_inside(name: str, source: Tensor | None, swap: Swap) -> None:
