@@ -16,6 +16,9 @@ from startsparse.training import models
 OPTIONS = ["widths=[6]", "input_shape=[1,2,2]", "classes=3"]
 
 
+FILE = ["net.safetensors", "--model", "mlp", *OPTIONS]
+
+
 @pytest.fixture
 def net(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -58,6 +61,14 @@ def test_a_compact_file_and_another_assignment(net, tmp_path):
     assert "adaptive" in json.loads((tmp_path / "b/certificate.json").read_text())["construction"]
 
 
+def test_densities_of_single_layers(net, tmp_path):
+    more = ("--layer-densities", "inputs=0.9", "fc2=0.7", "--no-picture")
+    assert embed("--density", "0.5", *more) == 0
+    said = json.loads((tmp_path / "embedded/certificate.json").read_text())
+    found = {name: density for name, *_, density in said["source"]["layers"]}
+    assert found == {"inputs": 0.9, "fc1": 0.5, "fc2": 0.7}
+
+
 def test_a_picture(net, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("startsparse.theory.picture._TRIALS", 2)
@@ -72,6 +83,9 @@ def test_a_picture(net, tmp_path, monkeypatch):
         (["net.safetensors", "--density", "0.5"], "--model is missing"),
         (["net.safetensors", "--model", "mlp", *OPTIONS], "--density is missing"),
         (["net.safetensors", "--model", "mlp", *OPTIONS, "--density", "2"], "density must be in"),
+        ([*FILE, "--density", "0.5", "--layer-densities", "fc3=0.5"], "'fc3' is not a layer of the source"),
+        ([*FILE, "--density", "0.5", "--layer-densities", "fc1"], "LAYER=P was expected"),
+        ([*FILE, "--layer-densities", "fc1=0.5"], "must name the layers"),
         (["net.safetensors", "--model", "mlp", "--density", "0.5"], "does not fit the model mlp"),
         (["other.safetensors", "--density", "0.5"], "No such file"),
         ([".", "--density", "0.5"], "not the folder of a finished run"),

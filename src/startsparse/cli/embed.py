@@ -17,6 +17,7 @@ examples:
   startsparse embed net.safetensors --model lenet-300-100 --density 0.3 --out embedded
   startsparse embed runs/fashion_dense-1a2b3c4d --density 0.1 --box 0 1 --out embedded --no-picture
   startsparse embed net.safetensors --model mlp widths=[20,10] input_shape=[1,4,4] --density 0.5 --assignment adaptive
+  startsparse embed net.safetensors --model lenet-300-100 --density 0.3 --layer-densities inputs=0.5 fc3=0.8
   startsparse embed net.safetensors --model lenet-300-100 --check embedded      trusts none of the files
 """
 
@@ -33,6 +34,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", help="the target's architecture, by name (see: startsparse ls models)")
     parser.add_argument("--density", type=float, help="of the random source")
+    parser.add_argument(
+        "--layer-densities",
+        nargs="+",
+        default=[],
+        metavar="LAYER=P",
+        help="of single layers, the others have --density; the source's first layer is called inputs",
+    )
     parser.add_argument("--delta", type=float, default=0.1, help="failure probability (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the source (default: %(default)s)")
     parser.add_argument(
@@ -58,11 +66,12 @@ def _embed(target: nn.Module, arguments: argparse.Namespace) -> int:
     from startsparse import theory
     from startsparse.training.files import write_atomic
 
-    if arguments.density is None:
+    if arguments.density is None and not arguments.layer_densities:
         raise ValueError("--density is missing: how dense the random source is, in (0, 1]")
+    density = _densities(target, arguments.density, arguments.layer_densities)
     box = None if arguments.box is None else tuple(arguments.box)
     found = theory.embed(
-        target, density=arguments.density, delta=arguments.delta, seed=arguments.seed, box=box,
+        target, density=density, delta=arguments.delta, seed=arguments.seed, box=box,
         assignment=arguments.assignment,
     )  # fmt: skip
     out, said = Path(arguments.out), found.certificate
@@ -84,6 +93,28 @@ def _embed(target: nn.Module, arguments: argparse.Namespace) -> int:
         written.append(PICTURE)
     print(f"{out}: {', '.join(written)}")
     return 0
+
+
+def _densities(target: nn.Module, others: float | None, given: list[str]) -> float | dict[str, float] | None:
+    """One density for all layers, or one for each."""
+    if not given:
+        return others
+    from startsparse import theory
+    from startsparse.names import nearest
+
+    names = ["inputs", *theory.trace(target).layers]
+    found = {} if others is None else dict.fromkeys(names, others)
+    for pair in given:
+        name, _, value = pair.partition("=")
+        if name not in names:
+            raise ValueError(
+                f"--layer-densities: {name!r} is not a layer of the source: {nearest(name, names)}"
+            )
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--layer-densities: LAYER=P was expected, P in (0, 1], got {pair!r}") from None
+    return found
 
 
 def _check(target: nn.Module, folder: Path) -> int:
