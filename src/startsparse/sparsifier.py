@@ -29,7 +29,7 @@ from .names import nearest, plain
 from .passes import Passes
 from .probing import probes
 from .report import Report, build_dynamics, build_report
-from .sources import DenseSource, Source, describe, refuse_locked
+from .sources import Source, describe, or_dense, refuse_locked
 from .topology import Topology
 
 
@@ -111,7 +111,7 @@ def attach(
     for name in [name for name, value in given.items() if value is not None and name not in used]:
         warnings.warn(f"{method.name} makes no passes that need it: {name}= is not used", stacklevel=2)
     return Sparsifier(
-        model, optimizers, method, source or DenseSource(), total_steps, layers, execution, given, power
+        model, optimizers, method, or_dense(source), total_steps, layers, execution, given, power
     )
 
 
