@@ -92,13 +92,14 @@ def test_the_update_is_the_same_whatever_the_order_of_arrival(kind, monkeypatch)
 METHODS = {
     "rigl": ss.RigL(0.25, update_interval=4, drop_schedule="constant"),
     "itop": ss.ITOP(0.25, update_interval=4),
+    "mest": ss.MEST(0.25, update_interval=4, gradient_weight=0.5),
     "ggr": make(),
     "ggr-mean": make(count_by="mean_gradient"),
     "ggr-window": make(gradient_window=2),
     "ggr-sign": make(grown_value="gradient_sign"),
     "ggr-global": make(drop_scope="global", rho=1.0),
 }
-REDUCES = {"rigl", "itop", "ggr", "ggr-global"}
+REDUCES = {"rigl", "itop", "mest", "ggr", "ggr-global"}
 
 
 def held(run: Run) -> int:

@@ -35,7 +35,8 @@ class CHT(DropGrow):
     Fidelity:
         The link score of CHT and the two removals. Not built: the node-based score that the authors' CHTs uses for
         speed, the removal of chains (nodes with links on one side only), the early stop, the adaptive share, soft
-        removal, a falling density, and first topologies from network science: masks start at random. Made for linear layers; in a convolution every tap of an input counts as an input of its own.
+        removal, a falling density, and first topologies from network science: masks start at random. Made for linear
+        layers; in a convolution every tap of an input counts as an input of its own.
         Links of equal score, such as those that no path joins, are grown in drawn order.
 
     Example:

@@ -17,6 +17,7 @@ from ..selection import top_k
 from .base import Change, Changes, Start, Views, layer_counts
 from .checks import in_range, refuse_frozen
 from .drop_grow import DropGrow
+from .reduced import Growth
 from .view import LayerView
 
 
@@ -98,6 +99,10 @@ class MEST(DropGrow):
         return super().wants_gradient(step, total_steps) or (
             self.gradient_weight > 0 and self.due(step, total_steps)
         )
+
+    def reduces_to(self, views: Views, step: int, total_steps: int | None) -> Growth | None:
+        of_live = type(self) is MEST and self.grown_value != "gradient_sign" and self.due(step, total_steps)
+        return Growth(dict.fromkeys(views, 0)) if of_live else None
 
     def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
         if not self.soft_bound:
