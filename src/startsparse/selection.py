@@ -134,6 +134,28 @@ def top_k_in_rows(
             raise ValueError(
                 f"{what}: cannot take {count} of the {room} positions that one of its groups allows"
             )
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64) and count > 0:
+        return _top_k_in_rows(scores.detach(), count, prefer)
+    return _sorted_rows(scores, count, prefer)
+
+
+def _top_k_in_rows(scores: Tensor, count: int, prefer: Tensor | None) -> Tensor:
+    """By each row's threshold; rows with more ties than places are sorted."""
+    values = scores.numpy()
+    if not count < values.shape[1]:
+        return torch.ones_like(scores, dtype=torch.bool)
+    place = values.shape[1] - count
+    threshold = np.partition(values, place, axis=1)[:, place : place + 1]
+    taken = values >= threshold
+    crowded = np.flatnonzero(np.count_nonzero(taken, axis=1) > count)
+    mask = torch.from_numpy(taken)
+    if len(crowded):
+        rows = torch.from_numpy(crowded)
+        mask[rows] = _sorted_rows(scores[rows], count, None if prefer is None else prefer[rows])
+    return mask
+
+
+def _sorted_rows(scores: Tensor, count: int, prefer: Tensor | None) -> Tensor:
     order = None
     if prefer is not None:
         order = prefer.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices

@@ -14,7 +14,7 @@ from ..distributions import names as distribution_names
 from ..names import nearest
 from ..selection import top_k_across
 from . import first_scores, swaps
-from .renewal import Swap
+from .renewal import Swap, wanted_in_rows
 from .search import Layers, Scored, SearchMethod, progress, uniform
 from .search_scopes import (
     check_groups,
@@ -317,9 +317,11 @@ class RankedSearch(SearchMethod):
         return swaps.limited(wanted, lambda count: swaps.cap(self.restriction, count, done), worth, row=row)
 
     def swaps(self, layers: Layers, step: int, total_steps: int | None) -> dict[str, Swap]:
-        if self.scope != "layer":
+        layout = layout_of(self.scope)
+        if self.scope == "global" or has_units(layout):
             return super().swaps(layers, step, total_steps)
-        return {name: self._swap(layer, step, total_steps) for name, layer in layers.items()}
+        swap = self._swap if layout.whole else self._swap_in_rows
+        return {name: swap(layer, step, total_steps) for name, layer in layers.items()}
 
     def _swap(self, layer: Scored, step: int, total_steps: int | None) -> Swap:
         """As ``choose`` in one layer, at the cost of what is contested where the count stays."""
@@ -333,6 +335,22 @@ class RankedSearch(SearchMethod):
             return wanted
         flat = {"key": key.view(-1)} | {part: moment.view(-1) for part, moment in layer.moments.items()}
         return self._limited(layer.name, wanted, flat, None, step, total_steps)
+
+    def _swap_in_rows(self, layer: Scored, step: int, total_steps: int | None) -> Swap:
+        """As ``_swap``, where every group keeps its own number."""
+        if layer.mask.device.type != "cpu":
+            return super().swaps({layer.name: layer}, step, total_steps)[layer.name]
+        layout = layout_of(self.scope)
+        keys, kept = (grouped(values, layout) for values in (self.key(layer), layer.mask))
+        number = self.live(layer, step, total_steps) // len(kept)
+        wanted = wanted_in_rows(keys, kept, number, layer.name)
+        if self.restriction not in ("none", 1) and len(wanted):
+            flat = {"key": keys.reshape(-1)}
+            flat |= {part: grouped(moment, layout).reshape(-1) for part, moment in layer.moments.items()}
+            wanted = self._limited(layer.name, wanted, flat, kept.shape[1], step, total_steps)
+        if layout.kind == "fan_in" or layer.weight.dim() == 2 or not len(wanted):
+            return wanted  # groups lie one after the other
+        return Swap.between(layer.mask, ungrouped(wanted.after(kept), layout, layer.shape))
 
     def _in_units(self, count: int, layer: Scored) -> int:
         layout = layout_of(self.scope)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..selection import top_k
+from ..selection import top_k, top_k_in_rows
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,47 @@ class Standing:
         assert swap.slots is not None
         self.mask = mask
         self.active[swap.slots.numpy()] = swap.arriving.numpy()
+
+
+def wanted_in_rows(keys: Tensor, kept: Tensor, number: int, name: str) -> Swap:
+    """What leads to the mask of each row's ``number`` highest keys, ties to the present mask and then to the lower index.
+
+    Args:
+        keys: (rows, columns), on the CPU; ``-inf`` must not be taken.
+        kept: bool, the present mask; ``number`` in each row.
+        number: active positions of a row.
+        name: of the layer, for errors.
+
+    Raises:
+        ValueError: a key is NaN, or a row has fewer than ``number`` that may be taken.
+
+    Example:
+        >>> kept, keys = torch.tensor([[True, False], [True, False]]), torch.tensor([[1.0, 0.5], [1.0, 2.0]])
+        >>> swap = wanted_in_rows(keys, kept, 1, "w")
+        >>> swap.arriving, swap.leaving
+        (tensor([3]), tensor([2]))
+    """
+    table, mask = keys.numpy(), kept.numpy()
+    lowest, highest = _edges(table, mask)
+    rows = np.flatnonzero(~(lowest >= highest) | (lowest == -np.inf))  # also those with NaN
+    if not len(rows):
+        return Swap(NOTHING, NOTHING)
+    contested = torch.from_numpy(rows)
+    best = top_k_in_rows(keys[contested], number, prefer=kept[contested], what=name)
+    local, size = Swap.between(kept[contested], best), kept.shape[1]
+    return Swap(*(contested[at // size] * size + at % size for at in (local.arriving, local.leaving)))
+
+
+def _edges(table: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest active and the highest inactive value of each row; a loop over columns where rows are short."""
+    low, high = np.where(mask, table, np.float32(np.inf)), np.where(mask, np.float32(-np.inf), table)
+    if table.shape[1] > 16:
+        return low.min(1), high.max(1)
+    lowest, highest = low[:, 0].copy(), high[:, 0].copy()
+    for column in range(1, table.shape[1]):
+        _ = np.minimum(lowest, low[:, column], out=lowest)
+        _ = np.maximum(highest, high[:, column], out=highest)
+    return lowest, highest
 
 
 def _from_all(key: Tensor, mask: Tensor, name: str) -> Swap:
