@@ -5,6 +5,8 @@ Only where a step's gradient arrives whole: one micro-batch, one process, a wind
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from ..methods.reduced import Candidates, Growth
 from ..selection import top_k, top_k_across
 
 _PART = 1 << 18  # positions looked at in one piece
+_ONE_AT_A_TIME = threading.Lock()  # the layers of several devices get their gradients from as many threads
 
 
 class Arriving:
@@ -49,15 +52,16 @@ class Arriving:
             source: flat bool, where they may, or None for everywhere.
             begins: whether nothing was accumulated before it; it then replaces what arrived at a step that was skipped.
         """
-        if name in self._found and not self._again(name, begins):
-            return
-        flat = gradient.reshape(-1)
-        found = self._reduce(name, flat, mask, source)
-        found.live = flat[mask.nonzero().squeeze(1)]
-        self._found[name] = found
-        self._passes[name] = torch._C._current_graph_task_id()
-        if self._growth.total is not None:
-            self._trim(self._growth.total)
+        with _ONE_AT_A_TIME:
+            if name in self._found and not self._again(name, begins):
+                return
+            flat = gradient.reshape(-1)
+            found = self._reduce(name, flat, mask, source)
+            found.live = flat[mask.nonzero().squeeze(1)]
+            self._found[name] = found
+            self._passes[name] = torch._C._current_graph_task_id()
+            if self._growth.total is not None:
+                self._trim(self._growth.total)
 
     def _again(self, name: str, begins: bool) -> bool:
         """A layer's gradient arrives once more; whether it is the first of a step that is tried again."""
