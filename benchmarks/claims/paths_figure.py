@@ -1,6 +1,7 @@
 """Accuracy against training FLOPs: one small panel a scheme, its way from dense into ever thinner random sources.
 
-Every panel has the ways of all other schemes in grey, and the random masks that were trained from the start as stars.
+Every panel has the ways of all other schemes (in balanced sources) in grey, and the random masks that were trained from
+the start as stars.
 Rules are told apart by colour (of Okabe and Ito's palette), by mark and by line style; densities stand at the points.
 """
 
@@ -47,18 +48,14 @@ def draw(
     shown = [scheme for scheme in schemes if (scheme, "dense") in found]
     for panel, scheme in zip(panels.flat, schemes, strict=False):
         for other in shown:
-            if other != scheme:
-                for rule in RULES:
-                    x, y = zip(*(found[other, source] for source in way(found, other, rule)), strict=True)
-                    panel.plot(x, y, color=GREY, lw=0.8, zorder=1)
+            x, y = zip(*(found[other, source] for source in way(found, other, "balanced")), strict=True)
+            panel.plot(x, y, color="none" if other == scheme else GREY, lw=0.8, zorder=1)
         for name, label in controls.items():
             if label and (name, "none") in found:
                 x, y = found[name, "none"]
                 panel.plot(x, y, "*", color="black", ms=8, zorder=3)
-                first = panel is panels.flat[0]
-                panel.annotate(
-                    label if first else "", (x, y), (6, -9), textcoords="offset points", fontsize=6.5
-                )
+                said = label if panel is panels[0, -1] else ""
+                panel.annotate(said, (x, y), (6, -9), textcoords="offset points", fontsize=6.5)
         for rule, (color, mark, line) in RULES.items():
             _way(panel, found, scheme, rule, color, mark, line)
         if (scheme, "dense") in found:
