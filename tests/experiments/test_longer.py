@@ -139,3 +139,21 @@ def test_what_cannot_be_compared_is_named(made):
     file.write_text(json.dumps(told))
     with pytest.raises(ResultsError, match="made by another version"):
         tabulate(gather([folder]), budget="total")
+
+
+def test_other_commands_know_runs_of_several_stages(made, capsys):
+    folder, counted = made
+    several = next(run.folder for run in gather([folder]) if staged.is_staged(run.folder))
+    assert main(["ls", "runs", "--out", str(folder)]) == 0
+    assert f"{several.name}  done: test accuracy" in capsys.readouterr().out
+    assert main(["report", str(several)]) != 0
+    assert "has several stages, a page is of one training" in capsys.readouterr().err
+    file = folder / "rst.yaml"
+    file.write_text(json.dumps(BASE | {"out": str(folder), "stages": STAGED}))
+    assert main(["plan", str(file)]) != 0
+    assert "a recipe of several stages is for train, sweep and compare" in capsys.readouterr().err
+    grid = ["--grid", "stages.1.train.steps=12,13", "--seeds", "0,1"]
+    assert main(["sweep", str(file), *grid]) == 0
+    out = capsys.readouterr().out
+    assert out.count("was done") == 2 and "stages[1].train.steps=13" in out
+    assert len(counted) == 2 * 13, "the transformation is shared"

@@ -63,8 +63,20 @@ def labels(runs: Sequence[Run], paths: Sequence[str]) -> list[str]:
         ]
         for words, run, needed in zip(parts, runs, same, strict=True):
             if needed and path in run.settings:
-                words.append(f"{path.removeprefix('method.')}={_shown(run, path)}")
+                words.append(f"{_in_short(path)}={_shown(run, path)}")
     return [" ".join(words) or _method(run) for words, run in zip(parts, runs, strict=True)]
+
+
+def _in_short(path: str) -> str:
+    """A path as labels say it; of a stage, what it was told, wherever that stood.
+
+    Example:
+        >>> _in_short("method.density"), _in_short("stages[0].recipe.method.density"), _in_short("stages[1].options.step")
+        ('density', 'stages[0].density', 'stages[1].step')
+    """
+    for part in (".recipe.method.", ".recipe.", ".options."):
+        path = path.replace(part, ".")
+    return path.removeprefix("method.")
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import startsparse as ss
-from startsparse.experiments import drawing
-from startsparse.experiments.results import Run, read
+from startsparse.experiments import drawing, staged
+from startsparse.experiments.results import ResultsError, Run, read
 from startsparse.training.files import write_atomic
 from startsparse.training.folder import RunFolder
 
@@ -34,9 +34,13 @@ def write(folder: str | Path, output: str | Path | None = None) -> Path:
     """Write the page of a finished run; returns where.
 
     Raises:
-        ResultsError: the run has not ended.
+        ResultsError: the run has not ended, or has several stages.
     """
     run = read(Path(folder))
+    if staged.is_staged(run.folder):
+        raise ResultsError(
+            f"{run.folder} has several stages, a page is of one training: compare and ls show its figures"
+        )
     place = Path(output) if output is not None else run.folder / "report.html"
     write_atomic(place, page(run).encode())
     return place

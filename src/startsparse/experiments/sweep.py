@@ -13,18 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from startsparse.training import reading, recipe, runs
+from startsparse.training import reading, recipe, runs, stage_runs, stages
 from startsparse.training.folder import RunFolder
 from startsparse.training.names import require
+from startsparse.training.stage_chain import Stages
 
 Axes = Mapping[str, Sequence[Any]]  # dotted path -> values
+AnyRecipe = recipe.Recipe | Stages
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of one run: its figures, or the error it ended with. ``skipped``: it was finished before."""
 
-    recipe: recipe.Recipe
+    recipe: AnyRecipe
     result: dict[str, Any] | None
     error: str = ""
     skipped: bool = False
@@ -50,7 +52,7 @@ def axis(assignment: str) -> tuple[str, list[Any]]:
 
 def expand(
     raw: Mapping[str, Any], axes: Axes | None = None, seeds: Sequence[int] | None = None
-) -> list[recipe.Recipe]:
+) -> list[AnyRecipe]:
     """The recipe of every combination and seed, in the order of the axes, seeds last.
 
     Args:
@@ -76,7 +78,7 @@ def expand(
     for path, values in merged.items():
         if not values:
             raise recipe.RecipeError(f"sweep.{path}: no values")
-    found: dict[Path, recipe.Recipe] = {}
+    found: dict[Path, AnyRecipe] = {}
     for values in itertools.product(*merged.values()):
         chosen = dict(zip(merged, values, strict=True))
         made: dict[str, Any] = rest
@@ -84,7 +86,7 @@ def expand(
             made = reading.assign(made, path, value)
         for one in recipe.each_seed(made, seeds):
             try:
-                parsed = recipe.parse(one)
+                parsed = stages.parse(one) if stages.has_stages(one) else recipe.parse(one)
             except recipe.RecipeError as error:
                 lines = [f"{_told(chosen)}: {line}" if chosen else line for line in str(error).splitlines()]
                 raise recipe.RecipeError("\n".join(lines)) from error
@@ -96,12 +98,13 @@ def expand(
     return list(found.values())
 
 
-def run_all(recipes: Sequence[recipe.Recipe], workers: int = 1) -> Iterator[Outcome]:
+def run_all(recipes: Sequence[AnyRecipe], workers: int = 1) -> Iterator[Outcome]:
     """Train all that are not finished, in order or several at once; one that fails does not stop the others.
 
     Args:
         recipes: what to train; each run resumes in its own folder.
-        workers: runs at once. With more than one each has a process of its own and its share of the cores.
+        workers: runs at once. With more than one each has a process of its own and its share of the cores. Recipes of
+            several stages that begin alike should go one by one: the first one makes the beginning for all.
 
     Yields:
         What became of each, as it ends.
@@ -127,17 +130,20 @@ def run_all(recipes: Sequence[recipe.Recipe], workers: int = 1) -> Iterator[Outc
             raise
 
 
-def _here(one: recipe.Recipe) -> Outcome:
+def _here(one: AnyRecipe) -> Outcome:
     try:
+        if isinstance(one, Stages):
+            return Outcome(one, stage_runs.run(one, progress=False))
         return Outcome(one, runs.run(one, progress=False))
     except (ValueError, RuntimeError, OSError, ArithmeticError) as error:
         return Outcome(one, None, str(error) or type(error).__name__)
 
 
-def _apart(one: recipe.Recipe, threads: str) -> Outcome:
+def _apart(one: AnyRecipe, threads: str) -> Outcome:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / f"{one.name}.yaml"
-        file.write_text(require("yaml", "a sweep").safe_dump(one.model_dump(mode="json")))
+        plain = dict(one.described) if isinstance(one, Stages) else one.model_dump(mode="json")
+        file.write_text(require("yaml", "a sweep").safe_dump(plain))
         done = subprocess.run(
             [sys.executable, "-m", "startsparse", "train", str(file), "--quiet"],
             env=os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},

@@ -75,7 +75,8 @@ class Level:
         for name, layer in layers.items():
             if attached_to(layer.parameter) or is_sparse(layer.module):
                 raise ValueError(
-                    f"{name} is attached to a sparsifier or runs sparse already: detach it before a lottery trains it"
+                    f"{name} is attached to a sparsifier or runs sparse already: detach it before a lottery trains it; one "
+                    "that level.attach() makes ends with its level"
                 )
         ticket.put(model)
         self._sites: dict[str, MaskedSite] = {name: self._site(name) for name in layers}

@@ -123,5 +123,6 @@ def environment() -> dict[str, Any]:
 
 
 def find_runs(out: str | Path) -> list[RunFolder]:
-    """The run folders inside ``out``, by name."""
-    return [RunFolder(file.parent) for file in sorted(Path(out).glob("*/recipe.yaml"))]
+    """The run folders inside ``out``, by name: of one stage and of several."""
+    files = [file for name in ("recipe.yaml", "stages.json") for file in Path(out).glob(f"*/{name}")]
+    return [RunFolder(folder) for folder in sorted(file.parent for file in files)]

@@ -179,6 +179,8 @@ def parse(raw: dict[str, Any]) -> Recipe:
     Raises:
         RecipeError: with one line per mistake.
     """
+    if "stages" in raw:
+        raise RecipeError("stages: a recipe of several stages is for train, sweep and compare, not for this")
     wrong: list[str] = []  # union types report each branch: one line per path is enough
     recipe: Recipe | None = None
     try:

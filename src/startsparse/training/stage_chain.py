@@ -71,6 +71,16 @@ class Stages:
     lengthened: int = 0
 
     @property
+    def name(self) -> str:
+        """Of the recipe."""
+        return self.base.name
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self.base.seed
+
+    @property
     def folder(self) -> Path:
         """Where the result lies: the recipe's name and the address of its last stage, inside ``out``."""
         place = Path(self.base.out) / EXTENDED if self.lengthened else Path(self.base.out)
