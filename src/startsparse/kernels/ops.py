@@ -242,7 +242,7 @@ def _gradients(ctx, dy, op):
 
 
 def _no_second_derivative(ctx, *grads):
-    raise NotImplementedError(
+    raise RuntimeError(
         "startsparse: sparse layers have no second derivative; use the masked execution for that"
     )
 
