@@ -25,13 +25,33 @@ def page(root: Path) -> str:
         note = next(
             (line.strip("*").replace("**", "") for line in lines if line.startswith("**INCOMPLETE")), ""
         )
-        found = [_bullet(line) for line in lines if VERDICTS.search(line) and not line.startswith("#")]
+        found = _decided(lines)
         link = f"[{title}](../benchmarks/claims/{file.parent.name}/verdict.md)"
         body = [link, *([note] if note else [])]
         parts.append(
             "\n".join([f"## {file.parent.name}", "", *map(_filled, body), "", *map(_filled, found)]) + "\n"
         )
     return "\n".join(parts)
+
+
+def _decided(lines: list[str]) -> list[str]:
+    """The lines that decide something; what is said under several headings names its own."""
+    found, heading = [], ""
+    for line in lines[1:]:
+        if line.startswith("#") or re.fullmatch(r"\*\*[^*]+\*\*", line):
+            heading = line.strip("#* ")
+        elif VERDICTS.search(line):
+            found.append((heading, _bullet(line).removeprefix("- ")))
+    under: dict[str, set[str]] = {}
+    for heading, text in found:
+        under.setdefault(_subject(text), set()).add(heading)
+    apart = {subject for subject, headings in under.items() if len(headings) > 1}
+    return [f"- {heading}: {text}" if _subject(text) in apart else f"- {text}" for heading, text in found]
+
+
+def _subject(text: str) -> str:
+    """What a line is about: all before its figures."""
+    return text.split(":")[0] if ":" in text else re.split(r"\d", text)[0]
 
 
 def _bullet(line: str) -> str:
