@@ -124,7 +124,7 @@ def _pyramidal(shapes: Shapes, density: float):
 def _smart(shapes: Shapes, density: float):
     """Smart ratios: n^2 + n, n layers from the end, last layer at least 30 % dense (Su et al. 2020)."""
     last = list(shapes)[-1]
-    wishes = {name: n * n + n for n, name in zip(range(len(shapes), 0, -1), shapes, strict=True)}
+    wishes = {name: float(n * n + n) for n, name in zip(range(len(shapes), 0, -1), shapes, strict=True)}
     return wishes, {last: max(density, 0.3)} if len(shapes) > 1 else {}
 
 
