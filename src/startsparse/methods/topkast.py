@@ -44,7 +44,7 @@ class TopKAST(Method):
 
     backward_density: float = 0.5
     exploration: float = 1e-4
-    update_interval: int = 100
+    update_interval: int = 10
     update_begin: int | float = 1
     update_end: int | float = 1.0
 
