@@ -19,7 +19,7 @@ from startsparse import distributions
 from startsparse.distributions import Scaled, allocate, densities
 
 RULES = ("balanced", "er", "erk", "erk+", "pyramidal", "smart", "uniform", "uniform+")
-HOLD = ("erk+", "smart", "uniform+")  # rules that hold layers at a density of their own, and refuse too few weights
+HOLD = ("erk+", "smart", "uniform+")  # they hold layers at a density of their own, and refuse too few weights
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 
@@ -228,7 +228,9 @@ def checked(distribution, shapes, density, capacity=None):
     assert all(0 <= share <= 1 + 1e-12 for share in real.values())
     budget, shared = density * sum(sizes.values()), sum(real[n] * sizes[n] for n in sizes)
     full = sum(room.values()) == round(budget)
-    off = len(sizes) / 2 if distribution in HOLD else 1e-6  # a density that is held is not rounded, a count is
+    off = (
+        len(sizes) / 2 if distribution in HOLD else 1e-6
+    )  # a density that is held is not rounded, a count is
     assert shared == pytest.approx(budget, rel=1e-8) or (full and abs(shared - round(budget)) <= off)
     return counts
 
