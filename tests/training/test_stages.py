@@ -226,6 +226,7 @@ def test_another_recipe_in_the_folder_is_named_and_nothing_overwritten(tmp_path)
         ),
         ([{"stage": "rewind", "step": 1}, {"stage": "train"}], {}, "no stage has trained yet"),
         ([{"stage": "train"}], {"method": "rigl"}, "each stage names its own"),
+        ([{"stage": "train"}], {"power": 2}, "stages have none"),
         (
             [{"stage": "lottery", "method": {"name": "imp", "density": 0.05, "prune_fraction": 0.2}}],
             {},

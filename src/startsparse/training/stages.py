@@ -58,6 +58,8 @@ def parse(raw: dict[str, Any]) -> Stages:
     shared = {key: value for key, value in raw.items() if key != "stages"}
     if shared.get("method") is not None:
         raise RecipeError("method: with stages, each stage names its own")
+    if "power" in shared:
+        raise RecipeError("power: is of a run with one method, stages have none")
     inside = {key: shared.pop(key) for key in ("source", "layers") if key in shared}
     base = recipes.parse(shared)
     if not isinstance(listed, list) or not listed:
