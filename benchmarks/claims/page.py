@@ -25,7 +25,7 @@ def page(root: Path) -> str:
         note = next(
             (line.strip("*").replace("**", "") for line in lines if line.startswith("**INCOMPLETE")), ""
         )
-        found = _decided(lines)
+        found = _shortened(_decided(lines), lines)
         link = f"[{title}](../benchmarks/claims/{file.parent.name}/verdict.md)"
         body = [link, *([note] if note else [])]
         parts.append(
@@ -47,6 +47,15 @@ def _decided(lines: list[str]) -> list[str]:
         under.setdefault(_subject(text), set()).add(heading)
     apart = {subject for subject, headings in under.items() if len(headings) > 1}
     return [f"- {heading}: {text}" if _subject(text) in apart else f"- {text}" for heading, text in found]
+
+
+def _shortened(found: list[str], lines: list[str]) -> list[str]:
+    """A table of more than twenty decisions is told in numbers: it is behind the link."""
+    cells = [cell.strip() for line in lines if line.startswith("|") for cell in line.split("|")]
+    if len(found) <= 20 or not any(VERDICTS.fullmatch(cell) for cell in cells):
+        return found
+    counts = {word: cells.count(word) for word in ("PASS", "FAIL", "CANNOT TELL")}
+    return ["- in its tables: " + ", ".join(f"{count} {word}" for word, count in counts.items())]
 
 
 def _subject(text: str) -> str:
