@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from startsparse.costs import uses_per_sample
 from startsparse.layers import Geometry, find, left_dense
 
 
@@ -210,3 +211,23 @@ def test_finding_changes_nothing():
     _ = find(net)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in net.parameters())
+
+
+def test_conv1d_of_transformers_is_a_linear_layer_with_its_axes_turned():
+    """The class as the library has it: (in, out), found by its name and module."""
+
+    class Conv1D(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.ones(6, 9)), nn.Parameter(torch.zeros(9))
+
+        def forward(self, x):
+            return x @ self.weight + self.bias
+
+    mine = nn.Sequential(Conv1D(), nn.Linear(9, 2))
+    assert list(find(mine)) == ["1.weight"]
+    Conv1D.__module__ = "transformers.pytorch_utils"
+    found = find(mine)
+    assert list(found) == ["0.weight", "1.weight"]
+    assert found["0.weight"].geometry == Geometry(transposed=True)
+    assert uses_per_sample(mine, found, torch.zeros(5, 7, 6))[0] == {"0.weight": 7.0, "1.weight": 7.0}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import Layer
+from .layers import Layer, is_conv1d
 from .tables import size
 
 _CANDIDATE = 12  # bytes: a score in float32 and a position
@@ -112,7 +112,7 @@ def _positions(layer: Layer, module: nn.Module, given: Tensor, output: Any) -> i
     """Multiply-adds per weight of one call: how many places of the batch the weight is applied at."""
     if isinstance(module, nn.MultiheadAttention):
         return given.numel() // module.embed_dim
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) or is_conv1d(module):
         return given.numel() // layer.shape[0]
     if isinstance(module, nn.Linear):
         return given.numel() // layer.shape[1]

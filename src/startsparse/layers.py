@@ -18,7 +18,8 @@ _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight
 class Geometry:
     """How a weight's positions connect units: which axis is out, which is in, and in how many groups.
 
-    Ordinary weights are (out, in / groups, *kernel), transposed convolutions (in, out / groups, *kernel).
+    Ordinary weights are (out, in / groups, *kernel), transposed convolutions (in, out / groups, *kernel), as are the
+    (in, out) ones of ``Conv1D`` of transformers.
     """
 
     transposed: bool = False
@@ -49,8 +50,8 @@ def find(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[st
 
     Args:
         model: any module, also under DistributedDataParallel or torch.compile.
-        layers: None for the default, every Linear, convolution and attention projection weight, first and last
-            included; or parameter names, module names or globs over them (any parameter of two or more dimensions
+        layers: None for the default, every Linear (also ``Conv1D`` of transformers), convolution and attention
+            projection weight, first and last included; or parameter names, module names or globs over them (any parameter of two or more dimensions
             may be named). A pattern that begins with ``!`` excludes; exclusions alone start from the default.
 
     Raises:
@@ -117,8 +118,16 @@ def _candidates(model: nn.Module) -> tuple[dict[str, Layer], list[str]]:
     return found, [name for name in default if id(found[name].parameter) not in embeddings]
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is ``Conv1D`` of transformers: a linear layer whose weight is (in, out)."""
+    return any(
+        kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
+        for kind in type(module).__mro__
+    )
+
+
 def _by_default(module: nn.Module, attribute: str) -> bool:
-    if isinstance(module, nn.Linear | _ConvNd):
+    if isinstance(module, nn.Linear | _ConvNd) or is_conv1d(module):
         return attribute == "weight"
     return isinstance(module, nn.MultiheadAttention) and attribute in _ATTENTION
 
@@ -126,4 +135,6 @@ def _by_default(module: nn.Module, attribute: str) -> bool:
 def _geometry(module: nn.Module, attribute: str) -> Geometry:
     if isinstance(module, _ConvNd) and attribute == "weight":
         return Geometry(transposed=isinstance(module, _ConvTransposeNd), groups=module.groups)
+    if is_conv1d(module) and attribute == "weight":
+        return Geometry(transposed=True)
     return ORDINARY

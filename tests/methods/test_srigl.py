@@ -118,5 +118,5 @@ def test_bad_hyper_parameters(given, message):
 
 def test_transposed_convolutions_are_refused_by_name():
     model = nn.Sequential(nn.ConvTranspose2d(2, 4, 3))
-    with pytest.raises(ValueError, match=r"srigl: 0\.weight is a transposed convolution"):
+    with pytest.raises(ValueError, match=r"srigl: the outputs of 0\.weight are not the rows of its weight"):
         _ = ss.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), ss.SRigL(0.1), total_steps=200)

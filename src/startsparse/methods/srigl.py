@@ -71,8 +71,8 @@ class SRigL(DropGrow):
         turned = [name for name, view in views.items() if view.geometry.transposed]
         if turned:
             raise ValueError(
-                f"srigl: {', '.join(turned)} is a transposed convolution, whose outputs are not the rows of its weight: "
-                "exclude it with layers=['!name']"
+                f"srigl: the outputs of {', '.join(turned)} are not the rows of its weight (a transposed convolution, or "
+                "Conv1D of transformers): exclude it with layers=['!name']"
             )
 
     def start(self, views: Views) -> dict[str, Start]:

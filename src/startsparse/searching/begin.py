@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..execution.hooks import attached_to
 from ..execution.modules import is_sparse
-from ..layers import Layer, find, left_dense
+from ..layers import Layer, find, is_conv1d, left_dense
 from ..methods.ranked import RankedSearch
 from ..methods.search import Scored, SearchMethod
 from ..names import plain
@@ -129,8 +129,12 @@ def _layers(
 
 
 def classifier(model: nn.Module) -> str:
-    """The name of the last Linear or convolution weight, the classifier of most nets."""
-    names = [n for n, module in model.named_modules() if isinstance(module, nn.Linear | _ConvNd)]
+    """The name of the last linear or convolution weight, the classifier of most nets."""
+    names = [
+        n
+        for n, module in model.named_modules()
+        if isinstance(module, nn.Linear | _ConvNd) or is_conv1d(module)
+    ]
     return plain(f"{names[-1]}.weight" if names and names[-1] else "weight")
 
 
@@ -158,17 +162,13 @@ def _check(model: nn.Module, found: Mapping[str, Layer]) -> None:
 def _check_axes(method: SearchMethod, found: Mapping[str, Layer]) -> None:
     """Rows, N:M groups and channels are of an output's inputs: refuse weights that are stored the other way round."""
     scope = getattr(method, "scope", "layer")
-    turned = [n for n, layer in found.items() if layer.geometry.transposed or _is_conv1d(layer.module)]
+    turned = [n for n, layer in found.items() if layer.geometry.transposed]
     if turned and scope not in ("layer", "global"):
         raise ValueError(
             f"{method.name}: scope {scope!r} groups the inputs of an output, but {', '.join(turned)} has its inputs "
             "first (a transposed convolution, or Conv1D of transformers): take scope='layer' or 'global', leave it out "
             "with layers=, or put a Linear in its place"
         )
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
 
 
 def _check_locked(method: SearchMethod, supports: Mapping[str, Support]) -> None:

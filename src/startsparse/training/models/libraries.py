@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -94,8 +93,8 @@ def _transformers(
     try:
         if pretrained:
             extra: dict[str, Any] = {"config": settings, "ignore_mismatched_sizes": True}
-            return _told(name, Logits(automatic.from_pretrained(name, **extra)))
-        return _told(name, Logits(automatic.from_config(settings)))
+            return Logits(automatic.from_pretrained(name, **extra))
+        return Logits(automatic.from_config(settings))
     except OSError as error:
         raise ValueError(_unreachable("transformers:" + name, error)) from error
     except (ValueError, TypeError, AttributeError) as error:
@@ -104,18 +103,6 @@ def _transformers(
         raise ValueError(
             f"transformers:{name} makes no {kind} model of this configuration: {reason}"
         ) from error
-
-
-def _told(name: str, model: Logits) -> Logits:
-    """The model, with a warning where its weights would not be found."""
-    hidden = [module for module in model.modules() if type(module).__name__ == "Conv1D"]
-    if hidden:
-        warnings.warn(
-            f"transformers:{name} keeps {sum(p.numel() for m in hidden for p in m.parameters() if p.dim() > 1):,} weights in {len(hidden)} modules of "
-            f"the type Conv1D, which stay dense unless `layers` names them; transformers:llama has linear layers",
-            stacklevel=5,
-        )
-    return model
 
 
 def _timm(
