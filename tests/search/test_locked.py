@@ -7,7 +7,7 @@ import torch
 
 import startsparse as ss
 from startsparse.layers import find
-from startsparse.sources import LockedSource, RandomSource, describe
+from startsparse.sources import LockedSource, MaskSource, RandomSource, Support, describe
 
 from .nets import TOTAL_STEPS, make, net
 
@@ -137,6 +137,41 @@ def test_stop_save_load_go_on_is_never_stopped():
     other = search_of(net(), ss.EdgePopup(0.3), source(0.1))
     with pytest.raises(ValueError, match="share"):
         other.load_state_dict(saved[1])
+
+
+def test_a_state_brings_what_it_locked_in():
+    """A source of the user's own may lock in something else the next time; the run that was saved goes on as it was."""
+
+    class Mine(MaskSource):
+        seed = 0
+
+        def supports(self, layers):
+            found = {}
+            for name, layer in layers.items():
+                generator = torch.Generator().manual_seed(self.seed)
+                found[name] = Support(locked=torch.rand(layer.shape, generator=generator).view(-1) < 0.1)
+            return found
+
+    def begin(seed):
+        model, where = net(), Mine({})
+        object.__setattr__(where, "seed", seed)
+        search = search_of(model, ss.EdgePopup(0.3), where)
+        return model, search, torch.optim.SGD(search.scores(), lr=2.0, momentum=0.9)
+
+    model, search, optimizer = begin(1)
+    train(model, search, optimizer, 4)
+    saved = torch.load(
+        _written([part.state_dict() for part in (model, search, optimizer)]), weights_only=True
+    )
+    train(model, search, optimizer, 4)
+    again = begin(2)
+    for part, state in zip(again, saved, strict=True):
+        part.load_state_dict(state)
+    train(*again, 4)
+    assert all(torch.equal(mask, again[1].masks[name]) for name, mask in search.masks.items())
+    before = begin(1)
+    del saved[1]["locked"]  # as it was written before
+    before[1].load_state_dict(saved[1])
 
 
 def _written(state):

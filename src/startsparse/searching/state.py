@@ -52,18 +52,23 @@ def digests(model: nn.Module, searched: Mapping[str, ScoreSite]) -> dict[str, st
 
 
 def pack(sites: Mapping[str, ScoreSite]) -> dict[str, Any]:
-    """Masks, sources, scores, moments, weights and budgets of all layers."""
+    """Masks, sources, what is locked in, scores, moments, weights and budgets of all layers."""
     shapes = {name: site.scored.shape for name, site in sites.items()}
     positions = {n: s.scored.mask.reshape(-1).nonzero().squeeze(1).cpu() for n, s in sites.items()}
-    sources = {n: None if s.scored.source is None else s.scored.source.reshape(-1) for n, s in sites.items()}
+    sources = {n: _flat(s.scored.source) for n, s in sites.items()}
     return {
         "masks": pack_masks(positions, {}, shapes),
         "sources": pack_sources(sources, {}),
+        "locked": pack_sources({n: _flat(s.scored.locked) for n, s in sites.items()}, {}),
         "scores": {name: site.score.detach().clone() for name, site in sites.items()},
         "moments": {n: {k: v.clone() for k, v in s.scored.moments.items()} for n, s in sites.items()},
         "weights": {name: site.scored.weight.clone() for name, site in sites.items()},
         "budgets": {name: site.scored.count for name, site in sites.items()},
     }
+
+
+def _flat(positions: Tensor | None) -> Tensor | None:
+    return None if positions is None else positions.reshape(-1)
 
 
 def check(
@@ -97,7 +102,8 @@ def check(
                     f"the state's {part}.{key} is {other!r}, this search's is {mine!r}: search with the same method "
                     "and source as the one that was saved"
                 )
-    for part in ("scores", "weights", "moments", "sources", "budgets"):
+    locked = ("locked",) if "locked" in state else ()  # a state of before had none of its own
+    for part in ("scores", "weights", "moments", "sources", "budgets", *locked):
         layers = state[part]
         if layers.keys() != sites.keys():
             gone, new = sorted(sites.keys() - layers.keys()), sorted(layers.keys() - sites.keys())
@@ -123,16 +129,22 @@ def unpack(state: Mapping[str, Any], sites: Mapping[str, ScoreSite]) -> None:
     shapes = {name: site.scored.shape for name, site in sites.items()}
     positions, _ = unpack_masks(state["masks"], shapes)
     sources = unpack_sources(state["sources"], shapes)
+    locked = unpack_sources(state["locked"], shapes) if "locked" in state else {}
     for name, site in sites.items():
         scored, device = site.scored, site.scored.weight.device
         mask = torch.zeros(scored.weight.numel(), dtype=torch.bool)
         mask[positions[name]] = True
         scored.mask = mask.view(scored.shape).to(device)
-        source = sources[name]
-        assert source is None or isinstance(source, Tensor)
-        scored.source = None if source is None else source.view(scored.shape).to(device)
+        scored.source = _shaped(sources[name], scored.weight)
+        if name in locked:
+            scored.locked = _shaped(locked[name], scored.weight)
         scored.count = int(state["budgets"][name])
         scored.weight = state["weights"][name].detach().to(device).clone()
         scored.moments = {k: v.to(device).clone() for k, v in state["moments"][name].items()}
         _ = scored.score.copy_(state["scores"][name])
         site.foreign = False
+
+
+def _shaped(positions: Any, weight: Tensor) -> Tensor | None:
+    assert positions is None or isinstance(positions, Tensor)
+    return None if positions is None else positions.view(weight.shape).to(weight.device)
