@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
+from collections.abc import Callable
 
 import common
 import torch
+from torch import nn
 
 import startsparse as ss
 from startsparse.distributions import allocate
 from startsparse.flow import dead_units
 from startsparse.layers import find
+from startsparse.training import models
 
 TITLE = "Repair leaves no unit without an input and an output weight, keeps the budget where a layer can, and costs no accuracy"
 SOURCE = "Gadhikar et al. 2023, Why Random Pruning Is All We Need to Start Sparse (flow preservation)"
@@ -32,47 +36,56 @@ def runs() -> list[dict]:
 
 
 def run(what: str, net: str, seed: int) -> dict:
-    """Counts of dead units and weights, or accuracies, for every density, ratio and policy."""
-    if what == "as many":
+    """Counts of dead units and weights, or accuracies on a split of the digits, for every density, ratio and policy."""
+    if what == "masks":
+        options = {"widths": (256, 256), "input_shape": (1, 8, 8)} if net == "mlp" else {}
+        return every_policy(RATIOS, seed, lambda method: look(method, models.make(net, **options)))
+    return accuracies(what, common.digits(seed), seed, epochs=30, batch=32)
+
+
+def accuracies(what: str, data: common.Data, seed: int, **length) -> dict:
+    """With every policy, or without repair of as many weights as repair leaves."""
+    fit = functools.partial(train, data=data, seed=seed, **length)
+    if what == "training":
+        return every_policy(TRAINED, seed, fit)
+    return {
+        f"{ratio}@{density:g} as many": as_many(ratio, density, data, seed, fit)
+        for density in MATCHED
+        for ratio in TRAINED
+    }
+
+
+def every_policy(ratios: tuple[str, ...], seed: int, do: Callable[[ss.methods.Method], dict]) -> dict:
+    """What ``do`` finds for every density, ratio and policy; budgets that cannot be kept are counted there."""
+    with warnings.catch_warnings(action="ignore"):
         return {
-            f"{ratio}@{density:g} as many": as_many(ratio, density, net, seed)
-            for density in MATCHED
-            for ratio in TRAINED
+            f"{ratio}@{density:g} {flow}": do(
+                ss.Static(density=density, distribution=ratio, seed=seed, flow=flow)
+            )
+            for density in DENSITIES
+            for ratio in ratios
+            for flow in FLOWS
         }
-    found = {}
-    for density in DENSITIES:
-        for ratio in RATIOS if what == "masks" else TRAINED:
-            for flow in FLOWS:
-                method = ss.Static(density=density, distribution=ratio, seed=seed, flow=flow)
-                with warnings.catch_warnings(
-                    action="ignore"
-                ):  # the budgets that cannot be kept are counted below
-                    found[f"{ratio}@{density:g} {flow}"] = (look if what == "masks" else train)(
-                        method, net, seed
-                    )
-    return found
 
 
-def look(method, net: str, seed: int) -> dict:
+def look(method: ss.methods.Method, model: nn.Module) -> dict:
     """What the method's mask is before any step."""
-    options = {"widths": (256, 256), "input_shape": (1, 8, 8)} if net == "mlp" else {}
-    model = ss_model(net, options)
     sparse = ss.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), method)
     return counts(model, sparse)
 
 
-def as_many(ratio: str, density: float, net: str, seed: int) -> dict:
+def as_many(ratio: str, density: float, data: common.Data, seed: int, fit: Callable[..., dict]) -> dict:
     """The ratio without repair, at the number of weights that ``flow="add"`` makes of the density."""
-    repaired = look(ss.Static(density=density, distribution=ratio, seed=seed, flow="add"), net, seed)
+    repaired = look(
+        ss.Static(density=density, distribution=ratio, seed=seed, flow="add"), make_model(data, seed)
+    )
     count = repaired["live"] / repaired["wanted"] * density
-    return train(ss.Static(density=count, distribution=ratio, seed=seed), net, seed)
+    return fit(ss.Static(density=count, distribution=ratio, seed=seed))
 
 
-def ss_model(net: str, options: dict):
-    """A model of the training room."""
-    from startsparse.training import models
-
-    return models.make(net, **options)
+def make_model(data: common.Data, seed: int) -> nn.Module:
+    """The net that is trained."""
+    return common.make_model("mlp", data, seed, widths=(256, 256))
 
 
 def counts(model, sparse) -> dict:
@@ -89,13 +102,11 @@ def counts(model, sparse) -> dict:
     return {"dead": dead, "live": live, "wanted": sum(wanted.values()), "layers_off": off}
 
 
-def train(method, net: str, seed: int) -> dict:
-    """30 epochs of SGD with a cosine."""
-    data = common.digits(seed)
-    model = common.make_model("mlp", data, seed, widths=(256, 256))
+def train(method: ss.methods.Method, data: common.Data, seed: int, **length) -> dict:
+    """SGD with a cosine."""
     plain = {"momentum": 0.9, "weight_decay": 0.0}
     result = common.train(
-        model, data, method, epochs=30, batch=32, lr=0.1, options=plain, seed=seed, finish=counts
+        make_model(data, seed), data, method, lr=0.1, options=plain, seed=seed, finish=counts, **length
     )
     return {key: result[key] for key in ("test_accuracy", "density", "dead", "live", "wanted", "layers_off")}
 
@@ -114,8 +125,13 @@ def judge(records: list[dict]) -> str:
         f"- keep_budget leaves the number of weights as it was in every layer that has at least as many as it has units: "
         f"{'FAIL' if off else 'PASS'}, {off} layers off; in all layers in {same} of {len(kept)} masks"
     )
+    return "\n\n".join([*parts, "## Training", *judge_training(cases)])
+
+
+def judge_training(cases: list[dict]) -> list[str]:
+    """A table a density and ratio, and whether repair costs accuracy."""
+    parts = []
     trained = [r for r in cases if r["params"]["what"] in ("training", "as many")]
-    parts.append("## Training")
     for density in DENSITIES:
         for ratio in TRAINED:
             at = [r for r in trained if r["params"]["case"].startswith(f"{ratio}@{density:g} ")]
@@ -137,7 +153,7 @@ def judge(records: list[dict]) -> str:
                 parts.append(
                     f"- {name}, add against as many weights without repair: {found.judge()}, {common.points(found)}"
                 )
-    return "\n\n".join(parts)
+    return parts
 
 
 def _masks(records: list[dict]) -> str:

@@ -19,19 +19,23 @@ def runs() -> list[dict]:
 
 
 def run(seed: int) -> dict:
-    """30 epochs of SGD with a cosine, an update every half epoch; the count of live weights is looked at each step."""
+    """30 epochs on a split of the digits, an update every half epoch."""
+    return every_case(common.digits(seed), seed, DENSITIES, epochs=30, batch=32)
+
+
+def every_case(data: common.Data, seed: int, densities: tuple[float, ...], **length) -> dict:
+    """Every method at every density; the count of live weights is looked at each step."""
     found = {}
-    for density in DENSITIES:
+    for density in densities:
         for name in METHODS:
             often = {} if name == "static" else {"update_interval": 20}
             method = ss.methods.make(name, density=density, distribution="balanced", seed=seed, **often)
-            found[f"{name}@{density:g}"] = train(method, seed)
+            found[f"{name}@{density:g}"] = train(method, data, seed, **length)
     return found
 
 
-def train(method, seed: int) -> dict:
-    """The same initial weights and batches for every method."""
-    data = common.digits(seed)
+def train(method, data: common.Data, seed: int, **length) -> dict:
+    """SGD with a cosine; the same initial weights and batches for every method."""
     model = common.make_model("mlp", data, seed, widths=(256, 256))
     counts: set[int] = set()
 
@@ -39,27 +43,29 @@ def train(method, seed: int) -> dict:
         counts.add(sum(int(mask.sum()) for mask in sparse.masks.values()))
 
     plain = {"momentum": 0.9, "weight_decay": 0.0}
-    result = common.train(
-        model, data, method, epochs=30, batch=32, lr=0.1, options=plain, seed=seed, each_step=look
-    )
+    result = common.train(model, data, method, lr=0.1, options=plain, seed=seed, each_step=look, **length)
     kept = {key: result[key] for key in ("test_accuracy", "density", "live_weights", "flops", "steps")}
     return kept | {"counts_seen": sorted(counts)}
 
 
-def judge(records: list[dict]) -> str:
-    """A table a density, the differences, and the budget."""
+def judge(
+    records: list[dict], densities: tuple[float, ...] = DENSITIES, bars_at: tuple[float, ...] = (0.01,)
+) -> str:
+    """A table a density, the differences at some of them, and the budget."""
     cases = common.one_by_one(records)
     parts = []
-    for density in DENSITIES:
+    for density in densities:
         at = [r for r in cases if r["params"]["case"].endswith(f"@{density:g}")]
         table = common.paired_table(at, "case", "test_accuracy", f"static@{density:g}")
         parts.append(f"## Density {density:g}\n\n{table}")
-    found = common.difference(cases, "case", "test_accuracy", "rigl@0.01", "static@0.01")
-    parts.append(
-        f"- RigL at least 20 pp above static at density 0.01: {common.reaches(found, 0.2)}, {common.points(found)}"
-    )
-    found = common.difference(cases, "case", "test_accuracy", "rigl@0.01", "set@0.01")
-    parts.append(f"- RigL not below SET at density 0.01: {common.at_least(found, 0)}, {common.points(found)}")
+    for density in bars_at:
+        rigl, rest = f"rigl@{density:g}", f"at density {density:g}"
+        found = common.difference(cases, "case", "test_accuracy", rigl, f"static@{density:g}")
+        parts.append(
+            f"- RigL at least 20 pp above static {rest}: {common.reaches(found, 0.2)}, {common.points(found)}"
+        )
+        found = common.difference(cases, "case", "test_accuracy", rigl, f"set@{density:g}")
+        parts.append(f"- RigL not below SET {rest}: {common.at_least(found, 0)}, {common.points(found)}")
     constant = all(record["result"]["counts_seen"] == [record["result"]["live_weights"]] for record in cases)
     parts.append(
         f"- the number of live weights is the same at every step of every run: {'PASS' if constant else 'FAIL'}"
