@@ -55,6 +55,8 @@ class Clock:
         self._roots, self._before = [], {}
         if overflow:
             return False
+        if optimizer is self._first:
+            self._topology.gradients.begin_step(optimizer)
         if self._prepare(optimizer, has_closure):
             return True
         self._roots = self._topology.to_roots(optimizer, has_closure)

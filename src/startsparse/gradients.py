@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from .execution.arriving import Arriving
+from .execution.interface import KEPT
 from .execution.masked import MaskedSite
 from .methods import Method
+from .methods.view import SCALE
+from .probing import EARLIER
+
+_FRAMES = 16  # callers of a step among which its gradient scaler is looked for
 
 
 class StepGradients:
@@ -24,6 +31,7 @@ class StepGradients:
     Attributes:
         accumulates: whether they are kept whole in any case; set once a gradient that was reduced turned out to be one
             of several.
+        scale: what a gradient scaler multiplied those of this step by.
     """
 
     def __init__(self, method: Method, sites: Mapping[str, Any], total_steps: int | None):
@@ -31,6 +39,12 @@ class StepGradients:
         self._most_arrivals = 0  # of one layer's gradient in one step, since the last update
         self._partial = False  # whether some that arrived at this step were not seen
         self.accumulates = False
+        self.scale = 1.0
+
+    def begin_step(self, optimizer: Optimizer) -> None:
+        """A step of the first optimizer begins: note the scale of the gradients that are kept."""
+        if any(site.capturing for site in self._sites.values()):
+            self.scale = loss_scale(optimizer)
 
     def capture(self, step: int) -> None:
         """Keep the dense gradients of this step if the method will ask for them; let those of earlier ones go."""
@@ -93,12 +107,21 @@ class StepGradients:
         return False
 
     def add_kept(self, step: int) -> None:
-        """Add the gradients of earlier steps to this one's, as far as the method carries them; once a step."""
+        """Add the gradients of earlier steps to this one's, as far as the method carries them; once a step.
+
+        A gradient scaler may have changed its mind between them: they are brought to the scale of this one's.
+        """
         carry = self._method.gradient_carry(step, self._total_steps)
-        if self._method.probes and self._method.due(step, self._total_steps):
-            carry = carry or 1.0  # what is there is of the probes of this step
+        probed = self._method.probes and self._method.due(step, self._total_steps)
         for site in self._sites.values():
-            site.add_kept_gradient(carry)
+            if probed:
+                site.add_kept_gradient(1.0)
+            if EARLIER in site.memory:
+                site.memory[KEPT] = site.memory.pop(EARLIER)
+            before = float(site.memory.pop(SCALE, self.scale))
+            site.add_kept_gradient(carry * (self.scale / before))
+            if self.scale != 1:
+                site.memory[SCALE] = torch.tensor(self.scale, dtype=torch.float64)
 
     def keep(self, step: int) -> None:
         """A step is done: keep its gradients if the method carries them into the next one."""
@@ -107,6 +130,8 @@ class StepGradients:
         if self._method.gradient_carry(step + 1, self._total_steps):
             for site in self._sites.values():
                 site.keep_gradient()
+                if self.scale != 1:  # an update may have cleared it away
+                    site.memory[SCALE] = torch.tensor(self.scale, dtype=torch.float64)
 
     def forget(self) -> None:
         """Let go of what was kept for one step; a layer that was frozen until now is hooked."""
@@ -117,3 +142,22 @@ class StepGradients:
             site.forget_gradient()
             site.hook()
         self._partial = False
+
+
+def loss_scale(optimizer: Optimizer) -> float:
+    """What the gradients of a step that has begun were multiplied by; 1 without a gradient scaler.
+
+    A fused optimizer is told; of others the scaler is the one that called the step.
+    """
+    told = getattr(optimizer, "grad_scale", None)
+    if told is not None:
+        return float(told)
+    frame = sys._getframe(1)
+    for _ in range(_FRAMES):
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, torch.amp.GradScaler):
+            return float(caller.get_scale())
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return 1.0

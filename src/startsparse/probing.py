@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from .execution.interface import KEPT
+
 if TYPE_CHECKING:
     from .topology import Topology
 
 PROBED = "probed"  # the memory that holds the step whose probes were made
+EARLIER = (
+    "gradient before probes"  # and the dense gradient of the steps before it, which may be of another scale
+)
 
 
 def probes(topology: Topology, model: nn.Module, step: int) -> Iterator[int]:
@@ -26,6 +31,9 @@ def probes(topology: Topology, model: nn.Module, step: int) -> Iterator[int]:
             f"{method.name}: the {method.probes} probe batches of step {step} come too late: go through "
             "sparsifier.probes() before the step's own backward pass"
         )
+    for site in sites:
+        if KEPT in site.memory:
+            site.memory[EARLIER] = site.memory.pop(KEPT)
     with _no_trace(model):
         for index in range(method.probes):
             yield index

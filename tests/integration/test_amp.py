@@ -114,3 +114,46 @@ def test_bfloat16_autocast():
         optimizer.zero_grad()
         check(sparse)
     assert moved(sparse) > 0
+
+
+WINDOW = {"update_interval": 4, "update_begin": 0, "drop_fraction": 0.5}
+SCALED = {
+    "window": lambda: ss.GGR(0.3, gradient_window=4, **WINDOW),
+    "window and probes": lambda: ss.GGR(0.3, gradient_window=3, probes=2, **WINDOW),
+    "one step": lambda: ss.GGR(0.3, **WINDOW),
+    "moving average": lambda: ss.SNFS(0.3, **WINDOW),
+    "against magnitudes": lambda: ss.MEST(0.3, gradient_weight=0.1, **WINDOW),
+    "against counts": lambda: ss.DSTEE(0.3, exploration=0.01, **WINDOW),
+}
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("optimizer", ["sgd-foreach", "adamw-fused"])
+@pytest.mark.parametrize("name", SCALED)
+def test_a_scale_that_moves_changes_no_mask(name, optimizer, clip):
+    """Doubled at every step, the scale is a power of two: all must be as without it, bit for bit."""
+
+    def train(scale):
+        model = net()
+        optim = OPTIMIZERS[optimizer](model.parameters())
+        sparse = ss.attach(model, optim, SCALED[name](), total_steps=100)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(9):
+            for _ in sparse.probes():
+                scale.scale(model(torch.randn(8, 6, generator=generator)).square().mean()).backward()
+            for _ in range(2):
+                scale.scale(model(torch.randn(8, 6, generator=generator)).square().mean()).backward()
+            if clip:
+                scale.unscale_(optim)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01, foreach=False)
+            scale.step(optim)
+            scale.update()
+            optim.zero_grad()
+        assert sparse.report().num_updates == 3 and moved(sparse) > 0
+        return sparse
+
+    growing = torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=1)
+    scaled, plain = train(growing), train(torch.amp.GradScaler("cpu", enabled=False))
+    assert growing.get_scale() == 2.0**13
+    for name_, mask in scaled.masks.items():
+        assert torch.equal(mask, plain.masks[name_]), name_

@@ -13,7 +13,7 @@ from ..selection import top_k
 from .base import Changes, Views
 from .checks import in_range
 from .drop_grow import DropGrow
-from .view import LayerView
+from .view import LayerView, scale_of
 
 SEEN, TIMES = "seen", "times"
 
@@ -69,7 +69,7 @@ class DSTEE(DropGrow):
         if len(seen):
             place = torch.searchsorted(seen, positions).clamp(max=len(seen) - 1)
             lived = torch.where(seen[place] == positions, times[place].to(score), lived)
-        bonus = self.exploration * math.log(max(step, 1)) / (lived + self.smoothing)
+        bonus = scale_of(view) * self.exploration * math.log(max(step, 1)) / (lived + self.smoothing)
         return positions[top_k(score + bonus, count, what=view.name)]
 
 

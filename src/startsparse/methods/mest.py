@@ -18,7 +18,7 @@ from .base import Change, Changes, Start, Views, layer_counts
 from .checks import in_range, refuse_frozen
 from .drop_grow import DropGrow
 from .reduced import Growth
-from .view import LayerView
+from .view import LayerView, scale_of
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ class MEST(DropGrow):
     def keep(self, view: LayerView, count: int) -> Tensor:
         score = magnitude(view.active_weights())
         if self.gradient_weight:
-            score = score + self.gradient_weight * view.gradients_at(view.active_positions()).abs()
+            weight = self.gradient_weight / scale_of(view)
+            score = score + weight * view.gradients_at(view.active_positions()).abs()
         return top_k(score, count, what=view.name)
 
     def grow(self, view: LayerView, count: int, returning: Tensor, step: int) -> Tensor:

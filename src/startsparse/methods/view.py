@@ -20,6 +20,15 @@ from ..draw import Permutation
 from ..layers import ORDINARY, Geometry
 from ..selection import top_k
 
+SCALE = (
+    "scale of the gradient"  # the memory that holds what a gradient scaler multiplied the dense gradient by
+)
+
+
+def scale_of(view: LayerView) -> float:
+    """What the gradients of a view are multiplied by: for methods that set them against something else."""
+    return float(view.memory.get(SCALE, 1.0))
+
 
 @dataclass(frozen=True)
 class Change:
