@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from startsparse.cli.main import main
 from startsparse.tickets.ticket import Ticket
 from startsparse.training import loop, runs, stage_runs, stages
 from startsparse.training.files import load_tree
-from startsparse.training.folder import FolderError
+from startsparse.training.folder import FolderError, RunFolder
 from startsparse.training.recipe import RecipeError
 
 BASE = {
@@ -335,3 +337,24 @@ def test_optimal_brain_damage_between_stages(tmp_path):
     kept = torch.cat([scores[n][m] for n, m in pruned.masks.items()])
     gone = torch.cat([scores[n][~m] for n, m in pruned.masks.items()])
     assert kept.min() >= gone.max() * (1 - 1e-4)
+
+
+def test_runs_that_begin_alike_wait_for_each_other(tmp_path, trained):
+    """Another run is at the first stage: this one waits, takes what it made, and does only the rest."""
+    here, there = described(tmp_path / "here", LOTTERY), described(tmp_path / "there", LOTTERY)
+    _ = stage_runs.run(there, progress=False)
+    trained.clear()
+    made = there.output(there.stages[0])
+    wanted = here.output(here.stages[0])
+    shutil.copytree(made, wanted)
+    (wanted / stage_runs.OUTPUT).rename(tmp_path / "not yet")
+    with ThreadPoolExecutor(1) as pool:
+        with RunFolder(wanted).lock():
+            running = pool.submit(stage_runs.run, here, progress=False)
+            with pytest.raises(TimeoutError):
+                _ = running.result(timeout=0.5)
+            assert not trained
+            (tmp_path / "not yet").rename(wanted / stage_runs.OUTPUT)
+        result = running.result(timeout=60)
+    assert result["density"] == pytest.approx(0.3, abs=1e-3)
+    assert len(trained) == 12 - 4

@@ -103,8 +103,8 @@ def run_all(recipes: Sequence[AnyRecipe], workers: int = 1) -> Iterator[Outcome]
 
     Args:
         recipes: what to train; each run resumes in its own folder.
-        workers: runs at once. With more than one each has a process of its own and its share of the cores. Recipes of
-            several stages that begin alike should go one by one: the first one makes the beginning for all.
+        workers: runs at once. With more than one each has a process of its own and its share of the cores. Of recipes of
+            several stages that begin alike one makes the beginning, and the others wait for it.
 
     Yields:
         What became of each, as it ends.

@@ -88,11 +88,14 @@ class RunFolder:
             )
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, wait: bool = False) -> Iterator[None]:
         """Hold the folder for this process; the system lets go of it however the process ends.
 
+        Args:
+            wait: until another process that is at it has done.
+
         Raises:
-            FolderError: another process is at it.
+            FolderError: another process is at it, and it is not waited for.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -102,7 +105,7 @@ class RunFolder:
             return
         with open(self.path / ".lock", "wb") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise FolderError(
                     f"another process is running in {self.path}; wait for it or stop it"

@@ -97,12 +97,14 @@ def _text(stages: Stages) -> bytes:
 
 
 def _stage(stages: Stages, stage: Stage, before: Output, progress: bool) -> Output:
-    """A stage's output: as it was left, or made now."""
+    """A stage's output: as it was left, made now, or waited for where another run that begins alike is at it."""
     folder = RunFolder(stages.output(stage))
     file = folder.path / OUTPUT
     if file.exists():
         return Output.of(load_tree(file))
-    with folder.lock():
+    with folder.lock(wait=True):
+        if file.exists():
+            return Output.of(load_tree(file))
         made = _train(stage, before, folder, progress) if stage.recipe else _change(stages, stage, before)
         save_tree(file, made.state_dict())
     return made
