@@ -124,7 +124,7 @@ class Passes:
             self._linear_norms(),
         ):
             args, kwargs = _arguments(_ones(self._example))
-            output = torch.func.functional_call(self._model, tensors, args, kwargs)
+            output = torch.func.functional_call(self._model, tensors, args, kwargs, tie_weights=False)
             total = torch.stack([part.sum() for part in _float_tensors(output)]).sum()
             if not bool(total.isfinite()):
                 raise ValueError(
@@ -139,7 +139,7 @@ class Passes:
         self, weights, tensors, inputs, target, temperature: float, graph: bool
     ) -> dict[str, Tensor]:
         args, kwargs = _arguments(inputs)
-        output = torch.func.functional_call(self._model, tensors, args, kwargs)
+        output = torch.func.functional_call(self._model, tensors, args, kwargs, tie_weights=False)
         loss = self._loss_fn(output if temperature == 1.0 else output / temperature, target)  # type: ignore[misc]
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             raise ValueError("loss_fn(model(inputs), target) must return one number, a scalar tensor")
@@ -153,9 +153,11 @@ class Passes:
         tensors: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
         made: dict[int, Tensor] = {}  # tied parameters stay tied
-        named = [
-            *self._model.named_parameters(remove_duplicate=False),
-            *self._model.named_buffers(remove_duplicate=False),
+        named = [  # a module that is listed twice once: functional_call would not put its tensors back
+            (f"{prefix}.{key}" if prefix else key, tensor)
+            for prefix, module in self._model.named_modules()
+            for key, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None
         ]
         for raw, tensor in named:
             if id(tensor) not in made:

@@ -149,6 +149,24 @@ def test_passes_leave_the_model_and_the_generators_alone():
     assert "forward" not in vars(model[3])
 
 
+@pytest.mark.parametrize("method", [ss.SynFlow(0.5), ss.GraSP(0.5), ss.SNIP(0.5, batches=1)])
+def test_a_module_that_is_listed_twice_keeps_its_parameters(method):
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.ReLU(), layer, nn.BatchNorm1d(4))
+    before = dict(model.named_parameters(remove_duplicate=False))
+    data, loss = [(torch.randn(6, 4), torch.zeros(6, 4))], nn.functional.mse_loss
+    given = (
+        {"example_input": data[0][0]}
+        if method.needs == ("example_input",)
+        else {"data": data, "loss_fn": loss}
+    )
+    _ = ss.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), method, **given)
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
+    assert layer.weight.dtype == torch.float32 and int(layer.weight.count_nonzero()) == 8
+
+
 def test_snip_over_batches_is_snip_of_their_summed_loss():
     _ = torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))

@@ -119,3 +119,14 @@ def test_bad_outputs():
         ss.distillation_loss(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="temperature must be positive"):
         ss.distillation_loss(torch.zeros(2, 3), torch.zeros(2, 3), temperature=0.0)
+
+
+def test_a_module_that_is_listed_twice_keeps_its_weight():
+    layer = torch.nn.Linear(4, 4)
+    model = torch.nn.Sequential(layer, torch.nn.ReLU(), layer, torch.nn.Linear(4, 3))
+    search = ss.search(model, ss.JackpotReleased(0.5))
+    x, y, before = torch.randn(8, 4), torch.randint(3, (8,)), layer.weight
+    outputs = model(x)
+    ss.Distillation(search)(torch.nn.functional.cross_entropy(outputs, y), outputs, x).backward()
+    assert layer.weight is before and search.scores()[0].grad is not None
+    _ = search.restore()

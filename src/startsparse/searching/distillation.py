@@ -124,10 +124,17 @@ class Distillation:
         search._check_running()
         model = search.model
         dense = {id(site.parameter): site.scored.weight for site in search._sites.values()}
-        held = {name: dense[id(p)] for name, p in model.named_parameters() if id(p) in dense}
+        held = {  # a module that is listed twice once: functional_call would not put its tensors back
+            f"{prefix}.{key}" if prefix else key: dense[id(parameter)]
+            for prefix, module in model.named_modules()
+            for key, parameter in module._parameters.items()
+            if id(parameter) in dense
+        }
         modes = [(module, module.training) for module in model.modules()]
         try:
-            return functional_call(model.eval(), held | search.first_buffers, inputs, named)
+            return functional_call(
+                model.eval(), held | search.first_buffers, inputs, named, tie_weights=False
+            )
         finally:
             for module, training in modes:
                 module.training = training
