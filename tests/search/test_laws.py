@@ -168,6 +168,29 @@ def test_channels_last_weights(name):
         assert torch.equal(weight, torch.where(mask, before[n], 0))
 
 
+def test_channels_last_weights_of_one_pixel():
+    """A 1x1 kernel is contiguous in either order, whatever its strides say."""
+    model = nn.Sequential(nn.Conv2d(4, 6, 1), nn.Conv2d(6, 2, 1)).to(memory_format=torch.channels_last)
+    search = ss.search(model, ss.JackpotReleased(0.5))
+    optimizer = torch.optim.SGD(search.scores(), lr=1.0)
+    model(torch.randn(2, 4, 3, 3)).square().mean().backward()
+    optimizer.step()
+    _ = model.load_state_dict(model.state_dict())
+    assert {name: int(mask.sum()) for name, mask in search.finish().items()} == {"0.weight": 12}
+
+
+def test_nothing_is_left_to_tune():
+    model = net()
+    search = ss.search(model, ss.Piggyback(), total_steps=4)
+    optimizer = torch.optim.SGD(search.scores(), lr=1.0)
+    for score in search.scores():
+        score.grad = torch.ones_like(score)
+    optimizer.step()
+    _ = search.finish()
+    with pytest.raises(RuntimeError, match=r"the search \(piggyback\) left no weight active"):
+        _ = search.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_restore(name):
     model = net()

@@ -238,10 +238,14 @@ class Search:
             The sparsifier; nothing of it has to be called in the loop.
 
         Raises:
-            RuntimeError: the search is not finished.
+            RuntimeError: the search is not finished, or left nothing.
         """
         if not self.finished:
             raise RuntimeError("finish() the search before its weights are tuned")
+        if self.num_active == 0:
+            raise RuntimeError(
+                f"the search ({self.method.name}) left no weight active: nothing is there to tune"
+            )
         from ..methods import Static
         from ..sources import MaskSource
 

@@ -153,7 +153,8 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal bit for bit: minus zero is not zero, NaN is itself."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return torch.equal(a.contiguous().view(torch.uint8), b.to(a.device).contiguous().view(torch.uint8))
+    a, b = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b.to(a.device)))
+    return torch.equal(a, b)
 
 
 class _Gradient:
