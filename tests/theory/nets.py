@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from startsparse.training import models
@@ -39,6 +40,20 @@ def cnn() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(24, 3),
     )
+
+
+class Called(nn.Module):
+    """Activations, padding and reshaping as people write them in a forward of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(1, 3, (3, 5), padding="same", dilation=(1, 2), bias=False)
+        self.b, self.out = nn.Conv2d(3, 4, 2, stride=2, padding="valid"), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.elu(F.leaky_relu(self.a(x), negative_slope=0.2), 0.7)
+        x = F.dropout(self.b(x).tanh(), 0.5, training=self.training)
+        return torch.sigmoid(self.out(F.relu6(x).view(-1, 16)))
 
 
 def depthwise() -> nn.Sequential:
@@ -85,6 +100,7 @@ MAKERS = {
     "tanh": (lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3), nn.Sigmoid()), (5,)),
     "image mlp": (lambda: models.make("mlp", widths=(6,), input_shape=(1, 3, 3), batch_norm=True), (1, 3, 3)),
     "cnn": (cnn, (2, 8, 8)),
+    "called": (Called, (1, 5, 5)),
     "depthwise": (depthwise, (4, 8, 8)),
     "small-cnn": (lambda: models.make("small-cnn", widths=(3, 4)), (1, 12, 12)),
     "forked": (Forked, (4,)),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
+import startsparse as ss
 from startsparse import theory
 from startsparse.theory.assignment import assign, connect
 from startsparse.theory.source import INPUTS, SourceLayer
@@ -249,6 +252,11 @@ def test_a_huge_source_is_never_stored():
     assert found.certificate.edges < 3 * 10**5 < 2 * 10**7 < found.certificate.source_edges
 
 
+def scaled(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        module.weight.data.mul_(1e200)
+
+
 class Odd(nn.Module):
     def __init__(self, what):
         super().__init__()
@@ -262,6 +270,34 @@ def nan_net() -> nn.Module:
     net = mlp(4, 3, 2)
     net[2].weight.data[1, 1] = float("nan")
     return net
+
+
+class Twice(nn.Module):
+    """Reads a value again that was changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.fc(x)
+        return x + torch.nn.functional.relu(x, inplace=True)
+
+
+def with_pruned_weight() -> nn.Module:
+    net = mlp(4, 2)
+    prune.random_unstructured(net[0], "weight", 0.5)
+    return net
+
+
+def with_normed_weight() -> nn.Module:
+    net = mlp(4, 2)
+    torch.nn.utils.parametrizations.weight_norm(net[0])
+    return net
+
+
+def only_of_five() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(2 * 4 * 69, 2))
 
 
 class InputSum(nn.Module):
@@ -293,6 +329,20 @@ class InputSum(nn.Module):
         (lambda: theory.embed(Odd(nn.GELU()), density=0.5), r"layer 'what' \(GELU\) cannot be embedded.*steeper than 1"),
         (lambda: theory.embed(Odd(nn.Softmax(1)), density=0.5), r"'what' \(Softmax\) cannot"),
         (lambda: theory.embed(Odd(torch.exp), density=0.5), r"'exp' \(exp\) cannot be embedded"),
+        (lambda: theory.embed(Odd(nn.LeakyReLU(1.5)), density=0.5), r"'what' \(LeakyReLU\(.*steeper than 1"),
+        (lambda: theory.embed(Odd(nn.ELU(2.0)), density=0.5), r"'what' \(ELU\(.*steeper than 1"),
+        (lambda: theory.embed(Odd(nn.Hardtanh(0.5, 1.0)), density=0.5), "zero must stay zero"),
+        (lambda: theory.embed(Odd(torch.nn.functional.dropout), density=0.5), "also drops in eval mode"),
+        (lambda: theory.embed(Odd(nn.Conv2d(4, 4, 2, padding="same")), density=0.5), "more zeros on one side"),
+        (lambda: theory.embed(Odd(nn.Conv2d(4, 4, 2, padding=1, padding_mode="reflect")), density=0.5), "pads with 'reflect'"),
+        (lambda: theory.embed(Twice(), density=0.5), "change values in place"),
+        (lambda: theory.embed(mlp(4, 4, 2).double().apply(scaled), density=0.5), "weights are too large"),
+        (lambda: theory.embed(with_pruned_weight(), density=0.5), r"make it permanent \(prune.remove"),
+        (lambda: theory.embed(with_normed_weight(), density=0.5), "remove_parametrizations"),
+        (lambda: theory.embed(only_of_five(), density=0.5), "pass example_input"),
+        (lambda: theory.embed(mlp(4, 2), density=0.5, example_input=torch.ones(3, 5)), r"of shape \(3, 5\)"),
+        (lambda: theory.embed(mlp(4, 2), density=0.5, example_input=torch.ones(4)), "must be a batch"),
+        (lambda: theory.embed(mlp(4, 2), source=ss.RandomSource(0.5)), "has no widths of its own"),
         (lambda: theory.embed(nn.LSTM(4, 4), density=0.5), "cannot be"),
         (lambda: theory.embed(Odd(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4))), density=0.5), "only right behind"),
         (lambda: theory.embed(InputSum(), density=0.5), "adds the input itself"),
@@ -317,6 +367,34 @@ def test_a_source_too_narrow_says_where_and_what_would_do():
         text = str(caught.value)
         assert "layer " in text and who in text and f"'{INPUTS}': 20" in text
         assert "would do with probability 0.9" in text
+    with pytest.raises(theory.SourceTooNarrow, match="no active position at all"):
+        empty = given(5, 20, 16, 9, 3)
+        empty[0].weight.data.zero_()
+        theory.embed(net, source=empty)
     source = theory.random_source(theory.trace(net), 0.5, shrink=0.4)
     with pytest.raises(theory.SourceTooNarrow, match=r"find their parents with probability \d"):
         theory.embed(net, source=source)
+
+
+def test_the_input_that_is_missed_is_named_with_group_and_sign():
+    net = nn.Sequential(nn.Conv2d(4, 4, 1, groups=2, bias=False))
+    seen = set()
+    for seed in range(30):
+        source = theory.random_source(theory.trace(net), 0.3, seed=seed, shrink=0.1)
+        try:
+            theory.embed(net, source=source, assignment="strict")
+        except theory.SourceTooNarrow as error:
+            found = re.search(r"serves neuron (\d), sees no (negative )?copy of its input (\d);", str(error))
+            assert found, error
+            assert int(found[1]) // 2 == int(found[3]) // 2  # of the neuron's group
+            seen.add(found[2])
+    assert seen == {None, "negative "}
+
+
+def test_shapes_that_cannot_be_guessed_are_given():
+    net = only_of_five()
+    found = theory.embed(net, density=0.5, example_input=torch.zeros(3, 1, 5, 70))
+    assert found.certificate.probes == 3
+    assert len(found.verify(net, example_input=torch.zeros(1, 1, 5, 70))) == 4
+    with pytest.raises(ValueError, match="pass example_input"):
+        found.verify(net)

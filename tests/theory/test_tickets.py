@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import startsparse as ss
 from startsparse import theory
 from startsparse.theory.frozen import Frozen
 from startsparse.theory.ticket_source import tolerances
@@ -185,6 +186,8 @@ def huge() -> nn.Module:
         (lambda: theory.strong_ticket(mlp(2, 2), density=0.5, box=(1, 1)), "box must be"),
         (lambda: theory.strong_ticket(mlp(2, 2), density=0.5, seed="a"), "seed must be an int"),
         (lambda: theory.strong_ticket(mlp(2, 2), density=0.5, eps=1e-14), "below what float64 resolves"),
+        (lambda: theory.strong_ticket(mlp(2, 2), density=0.5, eps=1e-11), "below what 40 numbers sum up to"),
+        (lambda: theory.strong_ticket(mlp(2, 2), density=ss.LockedSource(0.5)), r"ss.search\(model"),
         (lambda: theory.strong_ticket(huge(), density=0.5, eps=1e-3), "below what float64 resolves"),
         (lambda: theory.strong_ticket(make("forked"), density=0.5), "plain chains"),
         (lambda: theory.strong_ticket(make("depthwise"), density=0.5), "without groups"),
@@ -194,3 +197,13 @@ def huge() -> nn.Module:
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_weights_within_the_tolerance_need_no_edges():
+    net = mlp(2, 3, 1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1e-6)
+    ticket = theory.strong_ticket(net, density=0.5, eps=0.1)
+    assert ticket.certificate.edges == 0
+    assert len(ticket.verify(net)) == 3

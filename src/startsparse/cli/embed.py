@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,11 @@ def _check(target: nn.Module, folder: Path) -> int:
     from startsparse import theory
 
     text = (folder / CERTIFICATE).read_text(encoding="utf-8")
-    for line in theory.verify(text, target, load_file(folder / SOURCE)):
+    try:
+        tensors = load_file(folder / SOURCE)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / SOURCE} is not a sound safetensors file: {error}") from None
+    for line in theory.verify(text, target, tensors):
         print(line)
     return 0
 
@@ -169,5 +174,10 @@ def _tensors(path: Path) -> dict[str, Any]:
         try:
             found = load_file(path)
         except SafetensorError:
+            if zipfile.is_zipfile(path):
+                raise ValueError(
+                    f"{path} looks like a file of torch.save: read it with torch.load and write its state dict with "
+                    "safetensors.torch.save_file"
+                ) from None
             raise ValueError(f"{path} is neither a compact nor a plain safetensors file: {compact}") from None
         return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}

@@ -68,7 +68,8 @@ def assign(target: Target, source: Source, signs: int, how: str) -> Assignment:
             continue
         found[name] = _blocks(units, channels)
         if how == "strict" or (free and units == channels):
-            _all_served(demand(target, source, Assignment(found, signs), name, bad), found[name], name)
+            want = demand(target, source, Assignment(found, signs), name, bad)
+            _all_served(target, want, found[name], name)
         elif how == "adaptive":
             failed[name] = _unserved(demand(target, source, Assignment(found, signs), name, bad), found[name])
     return Assignment(found, signs)
@@ -176,15 +177,18 @@ def _note(
     failed[name][list(edges.missing)] = True
     if _spread(target, source, failed)[target.output].any():
         unit, (channel, tap) = next(iter(edges.missing.items()))
-        raise SourceTooNarrow(narrow(name, unit, int(assignment.serves[name][unit]), channel, tap))
+        raise SourceTooNarrow(narrow(target, name, unit, int(assignment.serves[name][unit]), channel, tap))
 
 
-def narrow(name: str, unit: int, served: int, channel: int, tap: int) -> str:
-    """The first half of an error: who misses whom."""
-    where = f"input {channel}" if tap == 0 else f"input {channel}, tap {tap}"
-    return (
-        f"layer {name}: unit {unit} of the source, which serves neuron {served}, sees no copy of its {where}"
-    )
+def narrow(target: Target, name: str, unit: int, served: int, channel: int, tap: int) -> str:
+    """The first half of an error: who misses whom. Channels are numbered as ``signed_weight`` does."""
+    affine = target.layers[name]
+    per_group = affine.weight.shape[1]
+    negative, local = divmod(channel, per_group)
+    number = served // (affine.outputs // affine.groups) * per_group + local
+    where = f"input {number}" + (f", tap {tap}" if affine.taps > 1 else "")
+    copy = "negative copy" if negative else "copy"
+    return f"layer {name}: unit {unit} of the source, which serves neuron {served}, sees no {copy} of its {where}"
 
 
 def _spread(target: Target, source: Source, failed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -258,9 +262,9 @@ def _unserved(want: Demand, serves: np.ndarray) -> np.ndarray:
     return found
 
 
-def _all_served(want: Demand, serves: np.ndarray, name: str) -> None:
+def _all_served(target: Target, want: Demand, serves: np.ndarray, name: str) -> None:
     """Refuse if a unit does not see all parents of the channel it serves."""
     unit = np.flatnonzero(_unserved(want, serves))[:1]
     if len(unit):
         missing = wire(want, unit, serves[unit], few=False).missing[int(unit[0])]
-        raise SourceTooNarrow(narrow(name, int(unit[0]), int(serves[unit[0]]), *missing))
+        raise SourceTooNarrow(narrow(target, name, int(unit[0]), int(serves[unit[0]]), *missing))

@@ -117,7 +117,7 @@ def verify(
         target: the net it is said to be about.
         model: the sub-network, or its tensors as they were saved.
         source: needed where the source was given as a module.
-        example_input: for measuring, where the shape of inputs cannot be guessed.
+        example_input: a batch of the inputs' shape, where that cannot be guessed.
 
     Returns:
         What was checked, in sentences.

@@ -15,7 +15,7 @@ from .sealed import CertificateError, same
 from .source import Source, from_description
 from .tracing import trace
 
-_SIZES = (8, 16, 28, 32, 64, 96, 224)  # sides of an image, tried until the target takes one
+_SIZES = (8, 16, 28, 32, 64, 96, 224, *range(1, 64))  # sides of an image, tried until the target takes one
 _PROBES = {"linear": 256, "image": 16}
 
 
@@ -86,24 +86,35 @@ def source_of(described: Mapping[str, Any], given: Source | None) -> Source:
 
 
 def probes_for(target: nn.Module, traced: Target, box: tuple[float, float], example: Tensor | None) -> Tensor:
-    """Inputs in the box, by a generator of their own."""
+    """Inputs in the box, by a generator of their own; of the example's shape, or of one the target takes."""
     generator = torch.Generator().manual_seed(0)
+    still = _double(target)
     if example is not None:
-        return example.detach().to("cpu", torch.float64)
+        if example.dim() < 2:
+            raise ValueError(f"example_input must be a batch, got a tensor of shape {tuple(example.shape)}")
+        probes = torch.rand(example.shape, generator=generator, dtype=torch.float64)
+        probes = probes * (box[1] - box[0]) + box[0]
+        try:
+            with torch.no_grad():
+                still(probes)
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"the target does not take example_input, a batch of shape {tuple(example.shape)}: {error}"
+            ) from None
+        return probes
     first = next(a for name, a in traced.layers.items() if traced.nodes[name].reads[0] == traced.entry)
     if first.geometry is None:
         shapes = [(_PROBES["linear"], traced.inputs)]
     else:
         shapes = [(_PROBES["image"], traced.inputs, side, side) for side in _SIZES]
-    still = _double(target)
     for shape in shapes:
         probes = torch.rand(shape, generator=generator, dtype=torch.float64) * (box[1] - box[0]) + box[0]
         try:
             with torch.no_grad():
-                still(probes[:1])
+                if len(still(probes[:1])) == 1:  # not so if a view made several examples of one
+                    return probes
         except RuntimeError:
             continue
-        return probes
     raise ValueError("the shape of the target's inputs cannot be guessed: pass example_input")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
+from .. import sources
 from ..names import nearest
 from . import certificate as certificates
 from .assignment import ASSIGNMENTS, Assignment, assign, connect
@@ -42,9 +43,11 @@ class Embedding:
             f"differ by {found.error_measured:.2g} on {found.probes} inputs, by {found.error_bounded:.2g} at most"
         )
 
-    def verify(self, target: nn.Module) -> list[str]:
+    def verify(self, target: nn.Module, example_input: Tensor | None = None) -> list[str]:
         """Check the certificate against the target and the sub-network, trusting neither; see ``theory.verify``."""
-        return certificates.verify(self.certificate, target, self.model, source=self.source)
+        return certificates.verify(
+            self.certificate, target, self.model, source=self.source, example_input=example_input
+        )
 
 
 def embed(
@@ -76,7 +79,7 @@ def embed(
         assignment: "block": equally many source units for each target unit, those that miss a parent are not used;
             "strict": as the theorem has it, one such unit is a failure; "adaptive": a source unit serves any target unit
             whose parents it sees, which needs a narrower source; units that meet others at an addition keep their blocks.
-        example_input: for measuring; made up where shapes allow to.
+        example_input: a batch; its shape is that of the inputs errors are measured on. Needed where it cannot be guessed.
 
     Returns:
         An ``Embedding``: ``.model``, ``.source``, ``.certificate``, ``.verify(target)``.
@@ -126,17 +129,36 @@ def embed(
         target, traced, where, model, box=(low, high), signs=signs, delta=delta, assignment=assignment,
         example_input=example_input,
     )  # fmt: skip
+    _check_measured(made)
     return Embedding(model, where, made)
 
 
 def _check(density: object, source: object, delta: float, assignment: str) -> None:
     if (density is None) == (source is None):
         raise ValueError("embed takes exactly one of density and source")
+    if isinstance(source, sources.Source):
+        raise ValueError(
+            f"a {type(source).__name__} of ss.sources has no widths of its own: give density=, and a random source as wide "
+            "as it takes is drawn; or theory.random_source(...)"
+        )
     if source is not None and not isinstance(source, Source | nn.Module):
         raise ValueError(f"source must be a theory.Source or a torch module, got {type(source).__name__}")
     check_probability(delta)
     if assignment not in ASSIGNMENTS:
         raise ValueError(f"unknown assignment {assignment!r}: {nearest(str(assignment), ASSIGNMENTS)}")
+
+
+def _check_measured(made: Certificate) -> None:
+    """Refuse what was traced if the target computes something else."""
+    if not math.isfinite(made.error_measured):
+        raise ValueError(
+            f"the target's outputs are not finite in float64 for inputs in {made.box}: its weights are too large"
+        )
+    if not made.error_measured <= made.error_bounded:
+        raise ValueError(
+            f"the target's outputs differ by {made.error_measured:.2g} from those of its layers as they were traced, and "
+            f"rounding makes {made.error_bounded:.2g} at most: does it change values in place, or draw random numbers?"
+        )
 
 
 def _box(target: Target, box: Sequence[float] | None) -> tuple[np.ndarray | None, np.ndarray | None, int]:
@@ -160,6 +182,9 @@ def _check_fit(target: Target, source: Source) -> None:
 def _advice(target: Target, source: Source, delta: float, signs: int, assignment: str) -> str:
     """What would do, and how probable success was."""
     densities = {name: layer.density for name, layer in source.layers.items()}
+    empty = [name for name, density in densities.items() if density == 0]
+    if empty:
+        return f"layer {empty[0]} of the source has no active position at all: no width would do"
     wide = random_source(target, densities, delta, 0, signs=signs)
     widths = {name: layer.outputs for name, layer in wide.layers.items()}
     have = {name: layer.outputs for name, layer in source.layers.items()}
@@ -167,7 +192,7 @@ def _advice(target: Target, source: Source, delta: float, signs: int, assignment
     if source.copies:
         chance = math.exp(log_success(target.links(densities, signs), lambda group: source.copies[group]))
         text += f", and here all units find their parents with probability {chance:.3g}"
-    return text + ("" if assignment == "adaptive" else "; or try another seed, or assignment='adaptive'")
+    return text + ("" if assignment == "adaptive" else "; or try another draw, or assignment='adaptive'")
 
 
 __all__ = ["Assignment", "Embedding", "embed"]

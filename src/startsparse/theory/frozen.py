@@ -29,7 +29,8 @@ class Frozen:
         width, generator = self.layer.width, key("frozen", self.layer.seed or 0, f"{self.layer.name}.weight")
         found = [words(generator, int(unit) * width, (int(unit) + 1) * width) for unit in units]
         raw = np.concatenate(found or [np.empty(0, np.uint64)])
-        return uniform(raw).reshape(len(units), -1, self.layer.taps) * self.scale
+        shape = (len(units), self.layer.width // self.layer.taps, self.layer.taps)
+        return uniform(raw).reshape(shape) * self.scale
 
     def biases(self) -> np.ndarray:
         """Biases of all units, (outputs,)."""

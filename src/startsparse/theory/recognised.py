@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from .graph import Affine, Geometry, Node
 
-# Slope at most 1 and |f(x)| <= |x| (or the ceiling given): what the error bound relies on.
+# Slope at most 1 and |f(x)| <= |x| (or the ceiling given): what the error bound relies on; ``too_steep`` sees to it.
 ACTIVATIONS: dict[type[nn.Module], float] = {
     nn.ReLU: math.inf,
     nn.ReLU6: 6.0,
@@ -27,9 +27,35 @@ ACTIVATIONS: dict[type[nn.Module], float] = {
 POOLS = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 RELU = (F.relu, torch.relu, torch.relu_)
+CALLED: dict[Any, type[nn.Module]] = {
+    **dict.fromkeys((F.relu6, "relu6"), nn.ReLU6),
+    **dict.fromkeys((F.leaky_relu, "leaky_relu"), nn.LeakyReLU),
+    **dict.fromkeys((F.elu, "elu"), nn.ELU),
+    **dict.fromkeys((F.hardtanh, "hardtanh"), nn.Hardtanh),
+    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), nn.Tanh),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), nn.Sigmoid),
+}
 ADD = (operator.add, operator.iadd, torch.add)
 POOL_CALLS = (F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
 POOL_ROUNDINGS = 1 << 12  # a mean over at most so many values
+
+
+def called_activation(step: fx.Node) -> nn.Module | None:
+    """The module that does what a call of an activation does; None for other calls."""
+    kind = CALLED.get(step.target)
+    options = [*step.args[1:], *step.kwargs.values()]
+    if kind is None or not all(isinstance(option, bool | int | float) for option in options):
+        return None
+    named = {name: value for name, value in step.kwargs.items() if name not in ("input", "inplace")}
+    return kind(*step.args[1:], **named)  # type: ignore[arg-type]
+
+
+def too_steep(module: nn.Module) -> bool:
+    """Whether an activation's options make it steeper than 1, or move zero."""
+    if isinstance(module, nn.Hardtanh):
+        return not module.min_val <= 0 <= module.max_val
+    slope = getattr(module, "negative_slope", getattr(module, "alpha", 0.0))
+    return not abs(slope) <= 1
 
 
 def pool_roundings(pool: nn.Module) -> int:
@@ -55,13 +81,24 @@ def linear(module: nn.Linear, source: Node, name: str) -> Affine:
 
 def convolution(module: nn.Conv2d, source: Node, name: str) -> Affine:
     """The weights of a convolution."""
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
-        raise ValueError(f"{name}: only convolutions with a number of zeros as padding can be embedded")
-    pair = [
-        (int(p[0]), int(p[1])) for p in (module.kernel_size, module.stride, module.padding, module.dilation)
-    ]
+    if module.padding_mode != "zeros":
+        raise ValueError(
+            f"{name} pads with {module.padding_mode!r}: only convolutions padded with zeros can be embedded"
+        )
+    moves = (module.kernel_size, module.stride, _padding(module, name), module.dilation)
+    pair = [(int(p[0]), int(p[1])) for p in moves]
     weight = array(module.weight).reshape(module.out_channels, module.in_channels // module.groups, -1)
     return Affine(weight, _bias(module.bias, module.out_channels), module.groups, Geometry(*pair))
+
+
+def _padding(module: nn.Conv2d, name: str) -> tuple[int, ...]:
+    """Zeros on each side; ``padding="same"`` puts equally many on both where it can."""
+    if not isinstance(module.padding, str):
+        return module.padding
+    spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    if module.padding == "same" and any(span % 2 for span in spans):
+        raise ValueError(f"{name}: padding='same' puts more zeros on one side than on the other here")
+    return tuple(span // 2 if module.padding == "same" else 0 for span in spans)
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -94,6 +131,12 @@ def flattens(step: fx.Node) -> bool:
     return named in ([1], [1, -1])
 
 
+def reshapes(step: fx.Node) -> bool:
+    """Whether a view keeps the examples apart and flattens the rest: ``view(n, -1)`` or ``view(-1, size)``."""
+    shape: Any = step.args[1] if len(step.args) == 2 else step.args[1:]
+    return isinstance(shape, tuple | list) and len(shape) == 2 and list(shape).count(-1) == 1
+
+
 def over_space(step: fx.Node) -> bool:
     """Whether a mean is over height and width."""
     dims: Any = step.kwargs.get("dim", step.args[1] if len(step.args) > 1 else None)
@@ -119,6 +162,11 @@ def new_units(step: fx.Node) -> tuple[int, int] | None:
     if len(step.args) > 2 or not plain_zeros or not readers_add or len(pads) != 6 or any(pads[:4]):
         return None
     return (int(pads[4]), int(pads[5])) if min(pads) >= 0 else None
+
+
+def word_of(step: fx.Node) -> str:
+    """The name of what a step calls."""
+    return step.target if isinstance(step.target, str) else getattr(step.target, "__name__", str(step.target))
 
 
 def refusal(name: str, what: str) -> str:

@@ -72,7 +72,7 @@ class SourceLayer:
                 [self._draw(int(run[0]), int(run[-1]) + 1) for run in _runs(units)]
                 or [np.empty((0, self.width), bool)]
             )
-        return found.reshape(len(units), -1, self.taps)
+        return found.reshape(len(units), self.width // self.taps, self.taps)
 
     def parts(self, units: np.ndarray) -> Iterator[np.ndarray]:
         """The units in parts that can be looked at together."""

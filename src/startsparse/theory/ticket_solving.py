@@ -188,7 +188,9 @@ def _kept(
                 [[0], np.cumsum([len(column) for column in columns], dtype=np.int64)]
             ),
             f"layers.{i}.columns": np.searchsorted(below, flat // taps) * taps + flat % taps,
-            f"layers.{i}.values": np.concatenate([layer.values.get(int(u), np.empty(0)) for u in units]),
+            f"layers.{i}.values": np.concatenate(
+                [np.empty(0), *(layer.values[u] for u in units.tolist() if u in layer.values)]
+            ),
             f"layers.{i}.bias": layer.biases[units],
         }
         units = below

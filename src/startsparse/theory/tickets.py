@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from .. import sources
 from .entrance import SourceTooNarrow, ends
 from .graph import Target
 from .network import SubNetwork
 from .source import Source
+from .subset_sums import MOST
 from .ticket_bound import constant_tap, keeps_constants, ticket_error
 from .ticket_certificate import TicketCertificate, certify_ticket, verify_ticket
 from .ticket_solving import solve_all
@@ -21,6 +23,7 @@ from .tracing import trace
 from .widths import check_density, check_probability
 
 _ROUNDS = 6  # times the tolerance is made smaller before giving up
+_FINEST = 2.0 ** (2 - MOST)  # of a weight: where the 2^40 sums of 40 numbers leave gaps
 
 
 @dataclass
@@ -116,6 +119,11 @@ def strong_ticket(
 def _check(
     target: Target, density: float, eps: float, delta: float, seed: int, box: tuple[float, float]
 ) -> tuple[float, float]:
+    if isinstance(density, sources.Source):
+        raise ValueError(
+            f"strong_ticket draws its own source: give its density as a number, not a {type(density).__name__}. Locked-in "
+            "weights would carry what no sum asked for; ss.search(model, method, source=...) takes them"
+        )
     _ = check_density(density), check_probability(delta)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be an int, got {seed!r}")
@@ -139,8 +147,11 @@ def _check(
 def _check_resolution(target: Target, allowed: dict[str, float], eps: float) -> None:
     for name, tolerance in allowed.items():
         largest = float(np.abs(target.layers[name].weight).max())
-        if tolerance < 2.0**-44 * largest:
+        if tolerance < _FINEST * largest:
+            below = (
+                "float64 resolves in a sum" if tolerance < 2.0**-44 * largest else f"{MOST} numbers sum up to"
+            )
             raise ValueError(
                 f"eps={eps:g} asks for {tolerance:.3g} for each weight of {name}, the largest of which is "
-                f"{largest:.3g}: that is below what float64 resolves in a sum; choose a larger eps"
+                f"{largest:.3g}: that is below what {below}; choose a larger eps"
             )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from ..names import plain
 from .graph import Affine, Node, Target
@@ -23,6 +24,7 @@ from .recognised import (
     RELU,
     SKIPPED,
     array,
+    called_activation,
     convolution,
     flattens,
     is_size,
@@ -32,7 +34,10 @@ from .recognised import (
     over_space,
     pool_roundings,
     refusal,
+    reshapes,
     rest,
+    too_steep,
+    word_of,
 )
 
 
@@ -55,7 +60,13 @@ def trace(model: nn.Module) -> Target:
         raise ValueError(f"the target must be a torch module, got {type(model).__name__}")
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise ValueError("the target is on the meta device: it has no weights to embed")
-    still = copy.deepcopy(model).cpu().eval()
+    try:
+        still = copy.deepcopy(model).cpu().eval()
+    except RuntimeError as error:
+        raise ValueError(
+            f"the target {type(model).__name__} holds a weight that is computed from others (torch.nn.utils.prune, "
+            "weight_norm): make it permanent (prune.remove, remove_weight_norm), then embed"
+        ) from error
     try:
         traced = fx.symbolic_trace(still)
     except Exception as error:
@@ -107,8 +118,7 @@ class _Builder:
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             self._norm(step, name, module, source)
         elif type(module) in ACTIVATIONS:
-            roundings = 0 if type(module) is nn.ReLU else 8
-            self._each(step, name, module, source, ACTIVATIONS[type(module)], roundings)
+            self._activation(step, name, module, source)
         elif isinstance(module, POOLS):
             if getattr(module, "return_indices", False):
                 raise ValueError(f"{name}: pooling that returns indices cannot be embedded")
@@ -117,19 +127,24 @@ class _Builder:
             if (module.start_dim, module.end_dim) != (1, -1):
                 raise ValueError(f"{name}: only Flatten(1, -1) can be embedded")
             self._flatten(step, name, source)
+        elif parametrize.is_parametrized(module):
+            raise ValueError(
+                f"{name}: its weight is parametrized; make it permanent, by "
+                "torch.nn.utils.parametrize.remove_parametrizations, then embed"
+            )
         else:
             raise ValueError(refusal(name, type(module).__name__))
 
     def _call(self, step: fx.Node) -> None:
-        called, name = step.target, step.name
-        word = called if isinstance(called, str) else getattr(called, "__name__", str(called))
-        source = self._reads(step)
+        called, name, source = step.target, step.name, self._reads(step)
         if called in RELU or called in ("relu", "relu_"):
             self._each(step, name, torch.relu, source, math.inf)
+        elif (activation := called_activation(step)) is not None:
+            self._activation(step, name, activation, source)
         elif called in ADD or called in ("add", "add_"):
             self._add(step, name)
         elif ((called is torch.flatten or called == "flatten") and flattens(step)) or (
-            called in ("view", "reshape") and len(step.args) == 3 and step.args[2] == -1
+            called in ("view", "reshape", torch.reshape) and reshapes(step)
         ):
             self._flatten(step, name, source)
         elif called in POOL_CALLS or (called in ("mean", torch.mean) and over_space(step)):
@@ -139,9 +154,13 @@ class _Builder:
         elif called is F.pad and (shift := new_units(step)) is not None:
             self._lift(step, name, source, shift)
         elif called is F.dropout:
+            if step.kwargs.get("training", [*step.args, True, True][2]) is not False:
+                raise ValueError(
+                    f"{name}: this dropout also drops in eval mode; give it training=self.training"
+                )
             self.alias[step.name] = source.name
         else:
-            raise ValueError(refusal(name, str(word)))
+            raise ValueError(refusal(name, word_of(step)))
 
     def _affine(self, step: fx.Node, name: str, source: Node, affine: Affine) -> None:
         for what, held in (("weight", affine.weight), ("bias", affine.bias)):
@@ -177,6 +196,15 @@ class _Builder:
         )
         source.affine.bias[:] = source.affine.bias * scale + shift
         self.alias[step.name] = source.name
+
+    def _activation(self, step: fx.Node, name: str, module: nn.Module, source: Node) -> None:
+        if too_steep(module):
+            raise ValueError(
+                f"layer {name!r} ({module}) cannot be embedded: it must not be steeper than 1 anywhere, and zero must "
+                "stay zero, for errors to be bounded"
+            )
+        roundings = 0 if type(module) is nn.ReLU else 8
+        self._each(step, name, module, source, ACTIVATIONS[type(module)], roundings)
 
     def _each(
         self, step: fx.Node, name: str, run: Callable, source: Node, ceiling: float, rounding: int = 0
@@ -244,7 +272,7 @@ class _Builder:
     def _reads(self, step: fx.Node) -> Node:
         read = step.args[0] if step.args else None
         if not isinstance(read, fx.Node) or read.name not in self.alias:
-            raise ValueError(refusal(step.name, str(step.target)))
+            raise ValueError(refusal(step.name, word_of(step)))
         return self.nodes[self._value(read)]
 
     def _tie(self, first: str, second: str) -> None:
