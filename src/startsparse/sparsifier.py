@@ -16,6 +16,7 @@ from .clock import Clock
 from .draw import Drawn
 from .dynamics import Dynamics
 from .execution.auto import faster
+from .execution.chains import part
 from .execution.choice import EXECUTIONS, Choice, choose
 from .execution.hooks import LoadHook, StepHooks, attached_to, claim, release
 from .execution.interface import Site
@@ -389,6 +390,7 @@ class Sparsifier:
         _ = self._finalizer()
         for name, site in self._sites.items():
             self._topology.sites[name] = site.release(self._optimizers)
+        part(self.model)
         return self.model
 
     def _after_load(self, module: nn.Module) -> None:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from .draw import Drawn
 from .dynamics import Recorder
+from .execution.chains import join
 from .execution.interface import KEPT, FirstSite
 from .execution.masked import MaskedSite
 from .execution.meta import MetaSite, materialise_rest
@@ -132,6 +133,7 @@ class Topology:
             values = site.first_values(positions, self.method.seed)
             self.sites[name] = SparseSite(site.layer, site.source, positions, values, self._optimizers)
             self.sites[name].memory = site.memory
+        join(model)
         for site in self.sites.values():
             site.hook()
         warn_of_weakness(self.method, self._optimizers, self.total_steps)
@@ -324,7 +326,8 @@ class Topology:
 
     def after_step(self, optimizer: Optimizer, before: dict[str, Tensor]) -> None:
         """Right after a step: the moves of weights that grew a short while ago are made those of their age."""
-        after_step(self.sites.values(), optimizer, before)
+        if before:
+            after_step(self.sites.values(), optimizer, before)
 
     def pull(self, step: int, optimizer: Optimizer, has_closure: bool) -> bool:
         """Before a step: add the pull on leaving weights to their gradients; False if it must follow the step."""

@@ -67,6 +67,38 @@ def linear() -> None:
     check(f"linear {batch} {inputs} {outputs} {lanes}", mask, 1, torch.randn(batch, inputs), sparse, F.linear)
 
 
+def chain() -> None:
+    """A chain of layers against the same layers one by one, whatever of it is wanted."""
+    batch, widths = (
+        random.choice([1, 15, 16, 40, 64, 100, 129, 513]),
+        [random.randint(1, 150) for _ in range(4)],
+    )
+    links, gives_relu = [], [random.random() < 0.7, random.random() < 0.7, False]
+    for inputs, outputs, relu in zip(widths[:-1], widths[1:], gives_relu, strict=True):
+        pattern = kernels.Pattern.from_mask(torch.rand(outputs, inputs) < random.choice([0.0, 0.05, 0.4]))
+        values, bias = torch.randn(pattern.nnz), torch.randn(outputs) if random.random() < 0.8 else None
+        links.append(kernels.Link(values, bias, pattern.blob, outputs, relu))
+    x = torch.randn(batch, widths[0])
+    leaves = [t for t in (x, *(t for link in links for t in link[:2])) if t is not None]
+    for leaf in leaves:
+        leaf.requires_grad_(random.random() < 0.7)
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    y, z = kernels.chained_linear(x, links), x
+    for link in links:
+        z = kernels.sparse_linear(z, link.values, link.pattern, link.out_features, link.bias)
+        z = z.relu() if link.relu else z
+    if y is None:
+        return
+    what = f"chain {batch} {widths}"
+    close(y, z.double(), what)
+    dy = torch.randn(y.shape)
+    found, expected = (
+        [] if not wanted else torch.autograd.grad(t, wanted, dy, allow_unused=True) for t in (y, z)
+    )
+    for one, other in zip(found, expected, strict=True):
+        close(one, other.double(), what)
+
+
 def conv() -> None:
     groups = random.choice([1, 1, 2, 3])
     batch = random.choice([0, 1, 3, 16, 21, 33])
@@ -122,7 +154,7 @@ def main(path: str | None, rounds: int) -> None:
     torch.manual_seed(0)
     for i in range(rounds):
         torch.set_num_threads(1 + i % 3)
-        random.choice((linear, conv, topology))()
+        random.choice((linear, chain, conv, topology))()
     print(library.backend().name, library.backend().width)
 
 

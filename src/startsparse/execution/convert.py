@@ -9,6 +9,7 @@ from torch import nn
 
 from ..layers import find
 from .auto import faster
+from .chains import join, part
 from .choice import Choice, choose
 from .hooks import attached_to
 from .modules import is_sparse, to_dense, to_sparse
@@ -50,6 +51,7 @@ def sparsify_execution(
         if choices[name].execution == "sparse":
             values = layer.parameter.detach().reshape(-1)[live[name]]
             _ = to_sparse(layer.module, layer.shape, live[name], values)
+    join(model)
     return choices
 
 
@@ -74,3 +76,4 @@ def densify_execution(model: nn.Module) -> None:
             raise ValueError(f"{name}.weight is attached to a sparsifier: call its detach()")
     for module in turned.values():
         _ = to_dense(module)
+    part(model)

@@ -86,6 +86,16 @@ def slots(optimizers: Iterable[Optimizer], parameter: nn.Parameter) -> list[Slot
     ]
 
 
+def states(optimizers: Iterable[Optimizer], parameter: nn.Parameter) -> list[Tensor]:
+    """The tensors of ``slots``; cheap, as it is asked for at every step."""
+    return [
+        holder[key]
+        for optimizer in optimizers
+        for holder, key in _entries(optimizer.state.get(parameter, {}))
+        if _follows(holder[key], parameter.shape)
+    ]
+
+
 def _entries(holder: Any) -> Iterator[tuple[Any, Any]]:
     """All places in a container and those within it."""
     for key in holder if isinstance(holder, dict) else range(len(holder)):

@@ -23,7 +23,7 @@ from ..methods.base import LEAVING
 from .interface import KEPT, Site
 from .masked import MaskedSite
 from .modules import _Sparse, to_dense, to_sparse
-from .optimizers import replace, slots
+from .optimizers import replace, slots, states
 from .sparse_view import SparseView
 
 _SAMPLED = 1 << 14  # entries of a layer's gradient that can stand for all of it, at least
@@ -350,7 +350,7 @@ class SparseSite(Site):
 
     def _known_states(self) -> list[Tensor]:
         alive = [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
-        return [slot.tensor for slot in slots(alive, self.parameter)]
+        return states(alive, self.parameter)
 
     def _move_states(self, optimizers: Iterable[Optimizer], old: Pattern, new: Pattern) -> None:
         """Let optimizer state follow to another pattern, but not what was loaded since: that belongs there already."""

@@ -49,6 +49,11 @@ def check_weight(pattern: Tensor, values: Tensor, bias: Tensor | None, outputs: 
     require(built_groups == groups, "the pattern was built for {} groups, not {}", built_groups, groups)
 
 
+def columns_of(pattern: Tensor) -> int:
+    """Columns of the weight of a checked pattern; of one group."""
+    return _HEADER.from_address(pattern.data_ptr())[3]
+
+
 def linear_of(x: Tensor, batch: int | None, weights: int, outputs: int) -> Layer:
     """The layer that takes x: row-major [..., features], or blocked [tiles, features, lanes]."""
     if batch is None:

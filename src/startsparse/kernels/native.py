@@ -45,9 +45,22 @@ _SIGNATURES = {
     ),
     "ss_forward": (c_int64, c_void_p, c_void_p, c_int64, *[c_void_p] * 5, c_int64, c_int32),
     "ss_backward": (c_int64, c_void_p, c_void_p, c_int64, *[c_void_p] * 7, c_int64, c_int32),
+    "ss_chain_forward": (c_int64, c_void_p, *[c_int64] * 3, *[c_void_p] * 4, c_int64, c_int32),
+    "ss_chain_backward": (c_int64, c_void_p, *[c_int64] * 3, *[c_void_p] * 5, c_int64, c_int32),
     "ss_pack": (None, c_void_p, c_void_p, c_void_p, c_int32),
     "ss_unpack": (None, c_void_p, c_void_p, c_void_p, c_int32),
 }
+
+
+class Link(ctypes.Structure):
+    """Mirrors ``struct Link`` of ``csrc/abi.h``: one layer of a chain."""
+
+    _fields_ = [
+        ("pattern", c_void_p),
+        ("bytes", c_int64),
+        *((name, c_void_p) for name in ("values", "bias", "dw", "db")),
+        ("relu", c_int64),
+    ]
 
 
 def _check(status: int) -> None:
@@ -72,6 +85,7 @@ class NativeBackend:
             function.restype, function.argtypes = result, arguments
         self.width = library.ss_width()
         self._forward, self._backward = library.ss_forward, library.ss_backward
+        self._chain_forward, self._chain_backward = library.ss_chain_forward, library.ss_chain_backward
 
     def build(self, positions: Tensor, rows: int, cols: int, groups: int, block: int, threads: int) -> Tensor:
         """Sorted row-major positions [nnz], int64 or int32 -> pattern blob (uint8)."""
@@ -163,7 +177,7 @@ class NativeBackend:
     ) -> None:
         """Fill ``y``."""
         tensors = (x.data_ptr(), values.data_ptr(), _address(bias), y.data_ptr())
-        self._with_scratch(self._forward, layer, blob, tensors, threads)
+        _with_scratch(self._forward, (layer.address, blob.data_ptr(), blob.numel(), *tensors), threads)
 
     def backward(
         self, layer: Layer, blob: Tensor, x: Tensor, dy: Tensor, values: Tensor,
@@ -171,7 +185,29 @@ class NativeBackend:
     ) -> None:  # fmt: skip
         """Fill those of ``dx``, ``dw`` and ``db`` that are given."""
         tensors = (x.data_ptr(), dy.data_ptr(), values.data_ptr(), _address(dx), _address(dw), _address(db))
-        self._with_scratch(self._backward, layer, blob, tensors, threads)
+        _with_scratch(self._backward, (layer.address, blob.data_ptr(), blob.numel(), *tensors), threads)
+
+    def chain_forward(
+        self,
+        links: ctypes.Array[Link],
+        batch: int,
+        lanes: int,
+        x: Tensor,
+        kept: Tensor,
+        y: Tensor,
+        threads: int,
+    ) -> None:
+        """Fill ``y``, row-major, and ``kept``: the outputs of all layers but the last, blocked, one after the other."""
+        tensors = x.data_ptr(), kept.data_ptr(), y.data_ptr()
+        _with_scratch(self._chain_forward, (links, len(links), batch, lanes, *tensors), threads)
+
+    def chain_backward(
+        self, links: ctypes.Array[Link], batch: int, lanes: int, x: Tensor, dy: Tensor, kept: Tensor,
+        dx: Tensor | None, threads: int,
+    ) -> None:  # fmt: skip
+        """Fill ``dx`` where it is given, and the gradients whose addresses the links hold."""
+        tensors = x.data_ptr(), dy.data_ptr(), kept.data_ptr(), _address(dx)
+        _with_scratch(self._chain_backward, (links, len(links), batch, lanes, *tensors), threads)
 
     def pack(self, layer: Layer, x: Tensor, blocked: Tensor, threads: int) -> None:
         """Row-major [batch, channels, ...] -> blocked [tiles, channels, ..., lanes], missing items zero."""
@@ -181,16 +217,15 @@ class NativeBackend:
         """Blocked -> row-major."""
         self.library.ss_unpack(layer.address, blocked.data_ptr(), x.data_ptr(), threads)
 
-    @staticmethod
-    def _with_scratch(function, layer: Layer, blob: Tensor, tensors: tuple, threads: int) -> None:
-        """Call; where the scratch at hand is too small, the kernel says how much it needs."""
-        buffer = scratch()
-        arguments = (layer.address, blob.data_ptr(), blob.numel(), *tensors)
+
+def _with_scratch(function, arguments: tuple, threads: int) -> None:
+    """Call; where the scratch at hand is too small, the kernel says how much it needs."""
+    buffer = scratch()
+    status = function(*arguments, buffer.data_ptr(), buffer.numel(), threads)
+    if status < 0:
+        buffer = scratch(-status)
         status = function(*arguments, buffer.data_ptr(), buffer.numel(), threads)
-        if status < 0:
-            buffer = scratch(-status)
-            status = function(*arguments, buffer.data_ptr(), buffer.numel(), threads)
-        _check(status)
+    _check(status)
 
 
 def _merged_size(positions: Tensor, drop: Tensor, grow: Tensor) -> int:

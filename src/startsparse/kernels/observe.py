@@ -39,3 +39,8 @@ def notify(pattern: Tensor, x: Tensor, dy: Tensor) -> None:
     if _watchers:
         for callback in list(_watchers.get(pattern.data_ptr(), ())):
             callback(x, dy)
+
+
+def is_watched(pattern: Tensor) -> bool:
+    """Whether anybody watches a pattern."""
+    return bool(_watchers) and pattern.data_ptr() in _watchers

@@ -33,7 +33,7 @@ from startsparse.kernels.observe import notify
 
 Call = tuple[Layer, tuple[int, ...]]  # what a checked call computes, and the shape of its result
 
-_FEW = 1 << 18  # multiply-adds that are not worth waking a second thread for
+FEW = 1 << 18  # multiply-adds that are not worth waking a second thread for
 
 _library = torch.library.Library("startsparse", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -70,7 +70,7 @@ _library.define("from_blocked(Tensor x, SymInt batch) -> Tensor", tags=_TAGS)
 
 def _team(values: Tensor, layer: Layer) -> int:
     g = layer.geometry
-    few = values.numel() * g.batch * g.out_pixels <= _FEW and g.batch * g.channels * g.plane <= _FEW
+    few = values.numel() * g.batch * g.out_pixels <= FEW and g.batch * g.channels * g.plane <= FEW
     return 1 if few else threads()
 
 

@@ -74,6 +74,20 @@ struct Entry {
     float value;
 };
 
+// One of a chain of linear layers, each of which takes what the one before gives.
+struct Link {
+    const void *pattern;
+    int64_t bytes;
+    const float *values, *bias; // no bias: null
+    float *dw, *db;             // null where that gradient is not wanted, and in the forward pass
+    int64_t relu;               // 1: the output goes through max(0, .); never that of the last
+};
+
+struct Chain {
+    const Link *links;
+    int64_t links_count, batch, lanes; // each thread takes tiles of `lanes` items, a multiple of 16, through all layers
+};
+
 // One instruction set's kernels.
 struct Kernels {
     int32_t width; // floats per vector
@@ -90,6 +104,12 @@ struct Kernels {
     // Returns how many; there must be room for `n`.
     int64_t (*above)(const float *gradient, int64_t n, int64_t start, const int64_t *kept, int64_t kepts,
                      float bar, int64_t *position, float *score);
+    // Row-major x -> row-major y through all layers; `kept` receives the outputs of all but the last, blocked, one layer
+    // after the other. Both return 0, or minus the floats of scratch they need where `capacity` is less.
+    int64_t (*chain_forward)(const Chain &, const float *x, float *kept, float *y, float *scratch, int64_t capacity,
+                             int threads);
+    int64_t (*chain_backward)(const Chain &, const float *x, const float *dy, const float *kept, float *dx,
+                              float *scratch, int64_t capacity, int threads);
 };
 
 template <class T> inline const T *section(const Header &pattern, int64_t offset) {

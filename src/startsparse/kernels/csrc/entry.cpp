@@ -53,6 +53,25 @@ Status check(const Geometry &g, const void *buffer, int64_t bytes) {
     return OK;
 }
 
+Status check(const Chain &c) {
+    if (c.links_count < 1 || c.batch < 1 || c.lanes < 16 || c.lanes % 16) return MISMATCH;
+    int64_t features = -1;
+    for (int64_t i = 0; i < c.links_count; ++i) {
+        if (const Status status = check(c.links[i].pattern, c.links[i].bytes)) return status;
+        const auto *p = static_cast<const Header *>(c.links[i].pattern);
+        if (p->groups != 1 || p->rows < 1 || p->cols < 1 || (i && p->cols != features)) return MISMATCH;
+        if (p->cols * c.lanes * 4 > int64_t(UINT32_MAX)) return TOO_LARGE;
+        features = p->rows;
+    }
+    return c.links[c.links_count - 1].relu ? MISMATCH : OK;
+}
+
+// Each has a tile of its own.
+int32_t team(const Chain &c, int32_t threads) {
+    const int64_t tiles = (c.batch + c.lanes - 1) / c.lanes;
+    return threads < tiles ? threads : int32_t(tiles);
+}
+
 } // namespace
 } // namespace startsparse
 
@@ -64,7 +83,7 @@ using namespace startsparse;
 #define SS_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Changes whenever an exported function or a struct does.
-SS_EXPORT int32_t ss_version() { return 2; }
+SS_EXPORT int32_t ss_version() { return 3; }
 
 // What it was built from, so that a library that no longer fits its source is found out.
 SS_EXPORT const char *ss_source() { return SS_SOURCE; }
@@ -150,4 +169,20 @@ SS_EXPORT void ss_pack(const Geometry *g, const float *x, float *xb, int32_t thr
 
 SS_EXPORT void ss_unpack(const Geometry *g, const float *xb, float *x, int32_t threads) {
     kernels().unpack(*g, xb, x, threads);
+}
+
+// As both passes above; x has the features of the first layer, y and dy those of the last.
+SS_EXPORT int64_t ss_chain_forward(const Link *links, int64_t count, int64_t batch, int64_t lanes, const float *x,
+                                   float *kept, float *y, float *scratch, int64_t capacity, int32_t threads) {
+    const Chain c{links, count, batch, lanes};
+    if (const Status status = check(c)) return status;
+    return kernels().chain_forward(c, x, kept, y, scratch, capacity, team(c, threads));
+}
+
+SS_EXPORT int64_t ss_chain_backward(const Link *links, int64_t count, int64_t batch, int64_t lanes, const float *x,
+                                    const float *dy, const float *kept, float *dx, float *scratch, int64_t capacity,
+                                    int32_t threads) {
+    const Chain c{links, count, batch, lanes};
+    if (const Status status = check(c)) return status;
+    return kernels().chain_backward(c, x, dy, kept, dx, scratch, capacity, team(c, threads));
 }

@@ -1,5 +1,5 @@
 // The kernels of one instruction set. This file is compiled once for each, with its own SS_WIDTH and SS_ISA.
-#include "backward.h"
+#include "chain.h"
 #include "select.h"
 
 namespace startsparse {
@@ -35,7 +35,8 @@ static int64_t backward_scratch(const Geometry &g, const Header &p, int threads)
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {W, forward, backward, forward_scratch, backward_scratch, pack, unpack, above};
+const Kernels kernels = {W, forward, backward, forward_scratch, backward_scratch, pack, unpack, above,
+                         chain_forward, chain_backward};
 
 } // namespace SS_ISA
 } // namespace startsparse
