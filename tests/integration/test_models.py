@@ -222,14 +222,29 @@ def test_channels_last(when):
     assert moved(sparse) > 0
 
 
-def test_memory_layout_does_not_change_what_is_chosen():
+@pytest.mark.parametrize(
+    "method",
+    [
+        rigl(),
+        rigl(grown_state="warmup"),
+        ss.SoftGMP(0.3, update_interval=2, update_end=20),
+        ss.STR(0.3, update_interval=2, update_end=20),
+        ss.TopKAST(0.3, update_interval=2),
+    ],
+    ids=lambda method: f"{method.name}-{method.grown_state}",
+)
+def test_memory_layout_does_not_change_what_is_chosen(method):
     masks = []
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(4, 8, 3)).double().to(memory_format=layout)
-        sparse, optimizer = attach(model)
+        sparse, optimizer = attach(model, method)
         x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)).double()
-        train(sparse, optimizer, lambda model=model, x=x: model(x).square().mean())
+        for _ in range(7):
+            model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert not model[0].weight[~sparse.masks["0.weight"]].any()
         masks.append(sparse.masks["0.weight"])
     assert torch.equal(*masks)
 

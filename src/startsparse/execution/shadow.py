@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from ..methods import Change, Method
 from ..methods.hidden import HIDDEN, LOGIT, REACHED, THRESHOLD
+from .flat import read, write
 from .masked import MaskedSite
 
 
@@ -48,40 +49,41 @@ class ShadowSite(MaskedSite):
         reached = self._reached
         if reached is None:
             return
-        flat = self.parameter.detach().view(-1)
-        flat[reached] = self._hidden[reached]
+        values = self._hidden[reached]
+        write(self.parameter.detach(), reached, values)
         self._swapped = True
         gradient = self.parameter.grad
         if pull and gradient is not None:
             scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer holds scaled gradients
-            gradient.view(-1)[reached] += pull * (1.0 if scale is None else float(scale)) * flat[reached]
+            strength = pull * (1.0 if scale is None else float(scale))
+            write(gradient, reached, read(gradient, reached) + strength * values)
 
     @torch.no_grad()
     def remask(self) -> None:
         """Take reached values back, and set the inactive weights to zero."""
         if HIDDEN not in self.memory:
             outside = self._mask if self.source is None else self._mask | ~self.source.view(self.shape)
-            self.memory[HIDDEN] = self.parameter.detach().masked_fill(outside, 0)
+            self.memory[HIDDEN] = self.parameter.detach().masked_fill(outside, 0).contiguous()
         reached = self._reached
         if self._swapped and reached is not None:
-            self._hidden[reached] = self.parameter.detach().view(-1)[reached]
+            self._hidden[reached] = read(self.parameter.detach(), reached)
         self._swapped = False
         super().remask()
 
     def _mask_gradient(self, gradient: Tensor) -> None:
         reached = self._reached
-        kept = None if reached is None else gradient.view(-1)[reached]
+        kept = None if reached is None else read(gradient, reached)
         self._zero_outside(gradient)
         if reached is not None and kept is not None:
-            gradient.view(-1)[reached] = kept
+            write(gradient, reached, kept)
 
     @torch.no_grad()
     def apply(self, change: Change, optimizers: Iterable[Optimizer], method: Method, step: int) -> None:
-        flat = self.parameter.detach().view(-1)
-        dropped, grown = change.dropped.to(flat.device), change.grown.to(flat.device)
-        leaving, coming = flat[dropped], self._hidden[grown]
+        weight = self.parameter.detach()
+        dropped, grown = change.dropped.to(weight.device), change.grown.to(weight.device)
+        leaving, coming = read(weight, dropped), self._hidden[grown]
         super().apply(change, optimizers, method, step)
-        flat[grown] = coming
+        write(weight, grown, coming)
         self._hidden[grown] = 0
         self._hidden[dropped] = leaving
 

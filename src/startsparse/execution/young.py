@@ -15,6 +15,7 @@ from torch import Tensor, optim
 from torch.optim import Optimizer
 
 from ..methods import Change
+from .flat import read, write
 from .interface import Site
 
 POSITIONS, AGES = YOUNG = (
@@ -58,7 +59,7 @@ def before_step(sites: Iterable[Site], optimizer: Optimizer) -> dict[str, Tensor
     if not isinstance(optimizer, CORRECTED):
         return {}
     return {
-        site.name: site.parameter.detach().view(-1)[site.index_of(site.memory[POSITIONS])].clone()
+        site.name: read(site.parameter.detach(), site.index_of(site.memory[POSITIONS]))
         for site, _ in _held(sites, optimizer)
     }
 
@@ -73,8 +74,9 @@ def after_step(sites: Iterable[Site], optimizer: Optimizer, before: dict[str, Te
         ages = site.memory[AGES] + 1
         beta1, beta2 = map(float, group["betas"])
         scale = factor(ages, int(state["step"]), beta1, beta2)
-        flat, index = site.parameter.detach().view(-1), site.index_of(site.memory[POSITIONS])
-        flat[index] = before[site.name] + (flat[index] - before[site.name]) * scale.to(flat)
+        weight, index = site.parameter.detach(), site.index_of(site.memory[POSITIONS])
+        moved = read(weight, index) - before[site.name]
+        write(weight, index, before[site.name] + moved * scale.to(weight))
         still = torch.maximum(beta1 ** ages.double(), beta2 ** ages.double()) > _LEFT
         site.memory[POSITIONS], site.memory[AGES] = site.memory[POSITIONS][still], ages[still]
 
