@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from startsparse import selection
 from startsparse.selection import top_k, top_k_across
 
 quick = settings(max_examples=150, deadline=None, derandomize=True)
@@ -44,17 +45,21 @@ def test_selection_equals_a_naive_sort(data):
         scores[f"l{layer}"] = torch.from_numpy(rng.integers(0, 4, shape)).to(dtype)
         if dtype.is_floating_point:
             scores[f"l{layer}"].masked_fill_(torch.from_numpy(rng.random(shape) < 0.2), -math.inf)
+    prefer = {n: torch.from_numpy(rng.random(tuple(s.shape)) < 0.5) for n, s in scores.items()}
     available = sum(
         int((score != -math.inf).sum()) if score.is_floating_point() else score.numel()
         for score in scores.values()
     )
     count = data.draw(st.integers(0, available))
-    found = top_k_across(scores, count)
+    with pytest.MonkeyPatch.context() as patch:
+        if data.draw(st.booleans()):
+            patch.setattr(selection, "_JOINED", -1)  # as layers that are too large to be joined
+        found = top_k_across(scores, count)
+        preferring = top_k_across(scores, count, prefer=prefer)
     assert same(found, naive(scores, count))
+    assert same(preferring, naive(scores, count, prefer))
     assert sum(int(mask.sum()) for mask in found.values()) == count
     assert all(not bool((mask & (scores[n] == -math.inf)).any()) for n, mask in found.items())
-    prefer = {n: torch.from_numpy(rng.random(tuple(s.shape)) < 0.5) for n, s in scores.items()}
-    assert same(top_k_across(scores, count, prefer=prefer), naive(scores, count, prefer))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -103,8 +108,16 @@ def test_infinities():
         top_k(scores, 4, what="conv1")
 
 
+def test_masks_of_joined_layers_have_memory_of_their_own():
+    found = top_k_across({"a": torch.arange(4.0), "b": torch.arange(4.0)}, 5)
+    assert found["a"].untyped_storage().data_ptr() != found["b"].untyped_storage().data_ptr()
+    assert found["a"].untyped_storage().nbytes() == 4
+
+
+@pytest.mark.parametrize("joined", [-1, 8])
 @pytest.mark.parametrize("count", [0, 1, 4])
-def test_nan_is_refused_and_its_layer_named(count):
+def test_nan_is_refused_and_its_layer_named(count, joined, monkeypatch):
+    monkeypatch.setattr(selection, "_JOINED", joined)
     scores = {"fc1": torch.zeros(3), "fc2": torch.tensor([1.0, math.nan, math.nan])}
     with pytest.raises(ValueError, match="fc2: 2 of 3 scores are NaN"):
         top_k_across(scores, count)
@@ -112,8 +125,10 @@ def test_nan_is_refused_and_its_layer_named(count):
         top_k(torch.tensor([math.nan]), 0, what="conv1")
 
 
+@pytest.mark.parametrize("joined", [-1, 8])
 @pytest.mark.parametrize("count", [-1, 5])
-def test_impossible_counts_are_refused(count):
+def test_impossible_counts_are_refused(count, joined, monkeypatch):
+    monkeypatch.setattr(selection, "_JOINED", joined)
     with pytest.raises(ValueError, match=r"cannot take -?\d of 4 positions \(a, b\)"):
         top_k_across({"a": torch.zeros(3), "b": torch.zeros(1)}, count)
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .layouts import Layout
 
+_JOINED = 1 << 22  # scores of all layers that are joined into one array
+
 
 def top_k(scores: Tensor, count: int, *, prefer: Tensor | None = None, what: str = "scores") -> Tensor:
     """The ``count`` highest scores as a bool tensor of the scores' shape.
@@ -34,20 +36,25 @@ def top_k(scores: Tensor, count: int, *, prefer: Tensor | None = None, what: str
     """
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
         wanted = None if prefer is None else prefer.reshape(-1).numpy()
-        taken = _top_k(scores.detach().reshape(-1).numpy(), count, wanted, what)
+        taken = _top_k(scores.detach().reshape(-1).numpy(), count, wanted, {what: scores})
         return torch.from_numpy(taken).view(scores.shape)
     return top_k_across({what: scores}, count, prefer=None if prefer is None else {what: prefer})[what]
 
 
-def _top_k(values: np.ndarray, count: int, prefer: np.ndarray | None, what: str) -> np.ndarray:
-    """``top_k`` of flat values in NumPy, whose comparisons and partitions are several times as fast as torch's."""
+def _top_k(
+    values: np.ndarray, count: int, prefer: np.ndarray | None, scores: Mapping[str, Tensor]
+) -> np.ndarray:
+    """``top_k`` of flat values in NumPy, whose comparisons and partitions are several times as fast as torch's.
+
+    The values are those of ``scores``, layer after layer, whose names errors need.
+    """
     if np.isnan(values).any() or not 0 <= count <= len(values):
-        _check({what: torch.from_numpy(values)}, count)
+        _check(scores, count)
     if count == 0:
         return np.zeros(len(values), dtype=bool)
     threshold = np.partition(values, len(values) - count)[len(values) - count]
     if threshold == -np.inf:
-        _check({what: torch.from_numpy(values)}, count)
+        _check(scores, count)
     taken = values > threshold
     tied = np.flatnonzero(values == threshold)
     missing = count - int(np.count_nonzero(taken))
@@ -62,13 +69,15 @@ def top_k_across(
 ) -> dict[str, Tensor]:
     """The ``count`` highest scores over all layers together, as bool tensors of the scores' shapes.
 
-    Per-layer candidates are merged; no tensor of all scores is made when ``count`` is small. Arguments and errors as
-    ``top_k``.
+    Layers that are small are joined. Of large ones candidates are merged; no tensor of all scores is made when ``count``
+    is small. Arguments and errors as ``top_k``.
 
     Example:
         >>> top_k_across({"a": torch.tensor([1.0, 5.0]), "b": torch.tensor([3.0, 2.0])}, 2)
         {'a': tensor([False,  True]), 'b': tensor([ True, False])}
     """
+    if _can_be_joined(scores):
+        return _top_k_joined(scores, count, prefer)
     _check(scores, count)
     if count == 0:
         return {
@@ -89,6 +98,26 @@ def top_k_across(
             taken[name].view(-1)[chosen] = True
             missing -= len(chosen)
     return taken
+
+
+def _can_be_joined(scores: Mapping[str, Tensor]) -> bool:
+    """Whether they are few, on the CPU, and of one type that NumPy ranks."""
+    kinds = {(score.device.type, score.dtype) for score in scores.values()}
+    few = sum(score.numel() for score in scores.values()) <= _JOINED
+    return few and len(kinds) == 1 and kinds <= {("cpu", torch.float32), ("cpu", torch.float64)}
+
+
+def _top_k_joined(
+    scores: Mapping[str, Tensor], count: int, prefer: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    values = np.concatenate([score.detach().reshape(-1).numpy() for score in scores.values()])
+    wanted = None if prefer is None else np.concatenate([prefer[n].reshape(-1).numpy() for n in scores])
+    ends = np.cumsum([score.numel() for score in scores.values()])
+    parts = np.split(_top_k(values, count, wanted, scores), ends[:-1])
+    return {
+        name: torch.from_numpy(part.copy()).view(score.shape)
+        for (name, score), part in zip(scores.items(), parts, strict=True)
+    }
 
 
 def select(scores: Tensor, count: int, layout: Layout, *, what: str = "scores") -> Tensor:

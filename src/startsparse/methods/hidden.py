@@ -37,11 +37,10 @@ def magnitudes(view: LayerView) -> Tensor:
 
 def change_to(view: LayerView, live: Tensor, memory: Mapping[str, Tensor] | None = None) -> Change:
     """The change of a layer whose live positions become those of a flat bool mask."""
-    positions = live.nonzero().squeeze(1)
     active = view.active_positions()
-    return Change(
-        active[~live[active]], positions[~torch.isin(positions, active, assume_unique=True)], memory
-    )
+    before = torch.zeros_like(live)
+    before[active] = True
+    return Change(active[~live[active]], (live & ~before).nonzero().squeeze(1), memory)
 
 
 def live_masks(views: Views) -> dict[str, Tensor]:

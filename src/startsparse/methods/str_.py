@@ -97,5 +97,5 @@ def logit(view: LayerView) -> Tensor:
 
 
 def _highest_outside(scores: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> Tensor:
-    outside = [score[~live[name]] for name, score in scores.items()]
+    outside = [score.masked_fill(live[name], -torch.inf) for name, score in scores.items()]
     return max((part.max() for part in outside if len(part)), default=torch.zeros(())).clamp_min(0)
