@@ -192,6 +192,14 @@ def test_dense_gradient_steps_of_rigl_are_counted():
     plan = ss.plan(nn.Linear(20, 10), method, example_input=torch.zeros(1, 20), total_steps=100)
     assert plan.flops.dense_gradient_steps == 4  # after steps 10, 20, 30, 40
     assert plan.flops.training == pytest.approx(3 * 40 + 0.04 * (400 - 40))
+    inside = ss.plan(
+        nn.Linear(20, 10),
+        method,
+        source=ss.RandomSource(0.5, "uniform"),
+        example_input=torch.zeros(1, 20),
+        total_steps=100,
+    )
+    assert inside.flops.training == plan.flops.training  # the whole layer's gradient is computed there, too
 
 
 def test_gradual_pruning_is_averaged_over_the_run():

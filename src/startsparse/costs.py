@@ -135,7 +135,7 @@ def training_flops(
     """FLOPs of the sparse layers for one sample of a training step, averaged over a run.
 
     Forward, input gradient and weight gradient each use every live weight; on the share of steps that compute the
-    dense weight gradient, that part uses every weight.
+    dense weight gradient, that part uses every weight, inside a source too: no execution computes less of a layer there.
 
     References:
         Evci et al. 2020, appendix (FLOPs of RigL: (3 f_sparse dT + 2 f_sparse + f_dense) / (dT + 1)).

@@ -68,7 +68,8 @@ class Flops:
         inference: one forward pass.
         training: forward and both backward products, averaged over the run, dense-gradient steps included.
         dense_inference, dense_training: the same of the dense net.
-        dense_gradient_steps: steps of the run that compute the dense weight gradient; None if its length is unknown.
+        dense_gradient_steps: steps of the run that compute the dense weight gradient, of whole layers whatever the source;
+            None if its length is unknown.
         batch: samples of the example input.
     """
 

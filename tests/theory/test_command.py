@@ -104,3 +104,14 @@ def test_mistakes(net, tmp_path, capsys, arguments, message):
     assert main(["embed", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "embedded").exists()
+
+
+def test_files_that_are_not_sound_are_named(net, tmp_path, capsys):
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    assert embed("--density", "0.5", "--no-picture", target="net.pt") == 2
+    assert "net.pt looks like a file of torch.save" in capsys.readouterr().err
+    assert embed("--density", "0.5", "--no-picture") == 0
+    source = tmp_path / "embedded/source.safetensors"
+    source.write_bytes(source.read_bytes()[:-9])
+    assert embed("--check", "embedded") == 2
+    assert "source.safetensors is not a sound safetensors file" in capsys.readouterr().err
