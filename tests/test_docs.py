@@ -202,9 +202,11 @@ def test_distributions_of_the_readme():
 
 @pytest.mark.parametrize("name", ss.methods.names())
 def test_card_says_what_the_code_says(name):
-    """Sections in their order, every hyper-parameter with its default, the references of the docstring."""
+    """Sections in their order (findings wherever there are some), every default, the docstring's references."""
     page = ROOT / "docs" / "methods" / f"{name}.md"
     headings = re.findall(r"^## (.*)$", page.read_text(), re.MULTILINE)
+    if "What was measured" in headings:
+        headings.remove("What was measured")
     assert headings == [
         "Paper",
         "Signals and cost",
