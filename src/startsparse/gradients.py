@@ -154,9 +154,10 @@ def loss_scale(optimizer: Optimizer) -> float:
         return float(told)
     frame = sys._getframe(1)
     for _ in range(_FRAMES):
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, torch.amp.GradScaler):
-            return float(caller.get_scale())
+        if (
+            frame.f_code is torch.amp.GradScaler.step.__code__
+        ):  # locals of other frames would outlive their `del`
+            return float(frame.f_locals["self"].get_scale())
         if frame.f_back is None:
             break
         frame = frame.f_back
