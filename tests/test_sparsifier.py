@@ -527,3 +527,13 @@ def test_optimizer_state_follows_into_nested_containers(hold):
     assert bool(moved.any())
     assert not bool(kept[0][moved].any())
     assert bool(kept[0].any())
+
+
+def test_what_is_no_model_or_no_name_of_a_layer():
+    model = nn.Linear(8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for wrong in (None, model.forward, nn.Linear):
+        with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got "):
+            _ = ss.attach(wrong, optimizer, ss.Static(0.5))
+    with pytest.raises(TypeError, match=r"layers must be names or globs such as 'fc\*', got \[0\]"):
+        _ = ss.attach(model, optimizer, ss.Static(0.5), layers=[0])

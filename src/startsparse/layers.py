@@ -55,6 +55,7 @@ def find(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[st
             may be named). A pattern that begins with ``!`` excludes; exclusions alone start from the default.
 
     Raises:
+        TypeError: the model is no module, or ``layers`` no names.
         ValueError: a pattern matches nothing or a vector, nothing is left, or a parameter is not initialised yet.
 
     Example:
@@ -62,8 +63,11 @@ def find(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[st
         >>> list(find(model)), list(find(model, "!0"))
         (['0.weight', '2.weight'], ['2.weight'])
     """
-    candidates, default = _candidates(model)
+    check_module(model)
     patterns = [layers] if isinstance(layers, str) else list(layers or [])
+    if any(not isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"layers must be names or globs such as 'fc*', got {layers!r}")
+    candidates, default = _candidates(model)
     chosen = set() if any(not p.startswith("!") for p in patterns) else set(default)
     for pattern in patterns:
         found = matches(pattern.removeprefix("!"), candidates)
@@ -90,6 +94,33 @@ def left_dense(model: nn.Module, chosen: dict[str, Layer]) -> dict[str, int]:
     return {
         name: layer.parameter.numel() for name, layer in _candidates(model)[0].items() if name not in chosen
     }
+
+
+def computed(model: nn.Module, chosen: dict[str, Layer]) -> list[str]:
+    """Parameters that were not chosen and that a Linear or convolution computes its weight from.
+
+    By parametrizations, or as ``torch.nn.utils.weight_norm`` and ``torch.nn.utils.prune`` do.
+    """
+    others = _candidates(model)[0]
+    return [
+        name
+        for name in left_dense(model, chosen)
+        if "parametrizations." in name
+        or (
+            isinstance(others[name].module, nn.Linear | _ConvNd)
+            and "weight" not in others[name].module._parameters
+        )
+    ]
+
+
+def check_module(model: object) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        TypeError: it is no ``torch.nn.Module``.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
 
 
 def _candidates(model: nn.Module) -> tuple[dict[str, Layer], list[str]]:

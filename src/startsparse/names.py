@@ -40,8 +40,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
     Example:
         >>> nearest("rigel", ["rigl", "set"])
         "did you mean 'rigl'? known: rigl, set"
+        >>> nearest("SET", ["rigl", "set"])
+        "did you mean 'set'? known: rigl, set"
     """
-    close = difflib.get_close_matches(name, known, n=1)
+    close = [one for one in known if one.lower() == name.lower()] or difflib.get_close_matches(
+        name, known, n=1
+    )
     hint = f"did you mean {close[0]!r}? " if close else ""
     shown = ", ".join(known) if len(known) <= 40 else ", ".join(known[:40]) + ", ..."
     return f"{hint}known: {shown}"

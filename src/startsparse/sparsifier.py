@@ -22,7 +22,7 @@ from .execution.hooks import LoadHook, StepHooks, attached_to, claim, release
 from .execution.interface import Site
 from .execution.modules import is_sparse
 from .execution.optimizers import replace
-from .layers import find, left_dense
+from .layers import check_module, computed, find
 from .masks import Lazy
 from .methods import Method
 from .methods.base import check_attachable
@@ -90,6 +90,7 @@ def attach(
         >>> sparse.density, sparse.target_count
         (0.2, 138)
     """
+    check_module(model)
     optimizers = _optimizers(optimizer)
     check_attachable(method)
     refuse_locked(source)
@@ -142,25 +143,20 @@ class Sparsifier:
         self._optimizers = optimizers
         for name, module in model.named_modules():
             weight = plain(f"{name}.weight" if name else "weight")
-            if is_sparse(module) and attached_to(module.weight):  # type: ignore[arg-type]
-                raise ValueError(
-                    f"{weight} is attached to a sparsifier already: call detach() on that one first"
-                )
+            if is_sparse(module):
+                _check_free(weight, module.weight)  # type: ignore[arg-type]
             if is_sparse(module):
                 raise ValueError(
                     f"{weight} runs sparse already: turn the model back with ss.densify_execution(model) first"
                 )
         self._layers = find(model, layers)
         for name, layer in self._layers.items():
-            if attached_to(layer.parameter):
-                raise ValueError(
-                    f"{name} is attached to a sparsifier already: call detach() on that one first"
-                )
+            _check_free(name, layer.parameter)
         _check_optimizers(self._layers, optimizers)
-        computed = [name for name in left_dense(model, self._layers) if "parametrizations." in name]
-        if computed and layers is None:
+        dense = computed(model, self._layers)
+        if dense and layers is None:
             warnings.warn(
-                f"{', '.join(computed)} stay dense: the weights of these layers are computed from them; remove the "
+                f"{', '.join(dense)} stay dense: the weights of these layers are computed from them; remove the "
                 "parametrization, or leave it at that with layers=",
                 stacklevel=3,
             )
@@ -406,6 +402,14 @@ class Sparsifier:
                 if site.after_load(self._optimizers):
                     _ = self._topology.drawn.pop(site.name, None)
                 claim(self, [site.parameter])
+
+
+def _check_free(name: str, parameter: Tensor) -> None:
+    holder = attached_to(parameter)
+    if isinstance(holder, Sparsifier):
+        raise ValueError(f"{name} is attached to a sparsifier already: call detach() on that one first")
+    if holder is not None:
+        raise ValueError(f"{name} is being searched: finish() or restore() that search first")
 
 
 def _optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:

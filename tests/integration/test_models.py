@@ -364,3 +364,18 @@ def test_a_parametrised_layer_is_not_silently_dense():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
     with pytest.warns(UserWarning, match=r"0\.parametrizations\.weight"):
         _ = attach(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning", "ignore:.*weight_norm:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["weight_norm", "prune"])
+def test_a_layer_whose_weight_is_computed_by_a_hook_is_not_silently_dense(kind):
+    layer = nn.Linear(4, 4)
+    if kind == "prune":
+        from torch.nn.utils import prune
+
+        prune.l1_unstructured(layer, "weight", 0.5)
+    else:
+        nn.utils.weight_norm(layer)
+    model = nn.Sequential(layer, nn.Linear(4, 4))
+    with pytest.warns(UserWarning, match=r"0\.weight_\w+.* stay dense: the weights .* are computed"):
+        _ = attach(model)

@@ -154,7 +154,7 @@ def test_an_attached_model_is_refused_and_the_other_way_round():
         ss.search(model, ss.JackpotReleased(0.2))
     sparse.detach()
     search = ss.search(model, ss.JackpotReleased(0.2))
-    with pytest.raises(ValueError, match="attached"):
+    with pytest.raises(ValueError, match=r"0.weight is being searched: finish\(\) or restore\(\)"):
         ss.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), ss.Static(0.5))
     with pytest.raises(ValueError, match="searched already"):
         ss.search(model, ss.JackpotReleased(0.2))

@@ -143,7 +143,8 @@ def make(name: str, **hyper_parameters: Any) -> Any:
     known = [field.name for field in dataclasses.fields(method)]
     for given in hyper_parameters:
         if given not in known:
-            raise ValueError(f"{name} has no hyper-parameter {given!r}: {nearest(given, known)}")
+            hint = "density is 1 - sparsity; " if given == "sparsity" and "density" in known else ""
+            raise ValueError(f"{name} has no hyper-parameter {given!r}: {hint}{nearest(given, known)}")
     required = {field.name for field in dataclasses.fields(method) if field.default is dataclasses.MISSING}
     if "density" in required - hyper_parameters.keys():
         raise ValueError(f"{name} needs a density in (0, 1]")
