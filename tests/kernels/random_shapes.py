@@ -7,6 +7,7 @@ process of their own.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import random
 import sys
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from startsparse import kernels
-from startsparse.kernels import library
+from startsparse.kernels import block, library
 from startsparse.kernels.native import NativeBackend
 
 
@@ -130,6 +131,48 @@ def conv() -> None:
     )
 
 
+def convs_and_norms() -> None:
+    """Two convolutions with their norms: output and the gradient of x."""
+    batch, threads = random.choice([1, 2, 5, 16, 21, 50]), torch.get_num_threads()
+    lanes = random.choice([1, 16, 32])
+    groups = random.choice([1, 2])
+    widths = [groups * random.randint(1, 9) for _ in range(3)]
+    side = random.randint(1, 9)
+    links, layers = [], []
+    for inputs, outputs in itertools.pairwise(widths):
+        kernel, stride = random.choice([1, 3]), random.choice([1, 1, 2])
+        mask = torch.rand(outputs, inputs // groups, kernel, kernel) < random.choice([0.1, 0.5])
+        pattern = kernels.Pattern.from_mask(mask, groups)
+        weight = torch.randn(mask.shape) * mask
+        running = (torch.randn(outputs), torch.rand(outputs) + 0.5) if lanes == 1 else None
+        affine = torch.randn(outputs), torch.randn(outputs)
+        padding = kernel // 2
+        around = ((kernel, kernel), (stride, stride), (padding, padding), (1, 1), groups)
+        values = pattern.take_from(weight).requires_grad_(lanes > 1)
+        links.append(block.ConvNorm(values, pattern.blob, outputs, *around, None, 0.1, *affine, running))
+        layers.append((weight.double(), stride, padding, running, [t.double() for t in affine]))
+    x = torch.randn(batch, widths[0], side, side, requires_grad=lanes > 1)
+    exact = x.detach().double().requires_grad_()
+    blocked = x.unsqueeze(-1) if lanes == 1 else kernels.to_blocked(x, lanes)
+    y, _ = block.run_block(blocked, batch, links)
+    y = y.squeeze(-1) if lanes == 1 else kernels.from_blocked(y, batch)
+    wanted = exact
+    for weight, stride, padding, running, affine in layers:
+        wanted = F.conv2d(wanted, weight, None, stride, padding, groups=groups)
+        axes = (0, 2, 3)
+        mean, var = (wanted.mean(axes), wanted.var(axes, correction=0)) if running is None else running
+        mean, var, scale, shift = (t.double().view(-1, 1, 1) for t in (mean, var, *affine))
+        wanted = ((wanted - mean) / (var + 0.1).sqrt() * scale + shift).relu()
+    what = f"block {batch} {lanes} {widths} {side} {threads}"
+    close(y, wanted, what)
+    if lanes > 1:
+        y.backward(wanted.detach().float())
+        wanted.backward(wanted.detach())
+        assert x.grad is not None and exact.grad is not None
+        off = (x.grad - exact.grad).norm() / exact.grad.norm().clamp(min=1.0)
+        assert off < 1e-3, f"{what} dx {off}"
+
+
 def topology() -> None:
     most = random.choice((90, 90, 90, 300))  # the large ones are divided among threads
     rows, cols = random.randint(1, most), random.randint(1, most)
@@ -154,7 +197,7 @@ def main(path: str | None, rounds: int) -> None:
     torch.manual_seed(0)
     for i in range(rounds):
         torch.set_num_threads(1 + i % 3)
-        random.choice((linear, chain, conv, topology))()
+        random.choice((linear, chain, conv, convs_and_norms, topology))()
     print(library.backend().name, library.backend().width)
 
 

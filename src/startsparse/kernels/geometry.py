@@ -24,7 +24,10 @@ class Geometry(ctypes.Structure):
             "batch", "lanes", "tiles", "channels", "pixels", "plane", "kernel", "out_pixels", "lines",
             "in_line", "line", "blocked",
         )
-    ] + [("shift", ctypes.POINTER(ctypes.c_int32)), ("place", ctypes.POINTER(ctypes.c_int32))]  # fmt: skip
+    ] + [
+        ("shift", ctypes.POINTER(ctypes.c_int32)), ("place", ctypes.POINTER(ctypes.c_int32)),
+        ("out_image", ctypes.c_int64), ("out_place", ctypes.POINTER(ctypes.c_int32)),
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,11 @@ def linear_layer(batch: int, features: int, lanes: int, blocked: bool) -> Layer:
 
 @lru_cache(maxsize=4096)
 def conv_layer(batch: int, shape: ConvShape, lanes: int, blocked: bool) -> Layer:
-    """The convolution at this batch size."""
+    """The convolution at this batch size.
+
+    One lane is for few items: an item's rows are then computed as one line of the padded image, the pixels between
+    its lines too, so that vectors are filled along it.
+    """
     rows = _axis(
         *(pair[0] for pair in (shape.size, shape.kernel, shape.stride, shape.padding, shape.dilation))
     )
@@ -139,12 +146,18 @@ def conv_layer(batch: int, shape: ConvShape, lanes: int, blocked: bool) -> Layer
     ]
     identity = plane == len(place) and place == list(range(plane))
     lines, line = (1, out_height * out_width) if columns.extent == out_width else (out_height, out_width)
+    out_image, out_place, out_pixels = out_height * out_width, None, out_height * out_width
+    if lanes == 1:
+        found = [y * columns.extent + x for y in range(out_height) for x in range(out_width)]
+        out_place = (ctypes.c_int32 * len(found))(*found)
+        lines, line = 1, -(-out_height * columns.extent // 16) * 16
+        out_pixels = line
     return Layer(
         Geometry(
             batch, lanes, -(-batch // lanes), shape.channels, height * width, plane, len(shift),
-            out_height * out_width, lines, columns.extent, line, blocked,
+            out_pixels, lines, columns.extent, line, blocked,
             (ctypes.c_int32 * len(shift))(*shift),
-            None if identity else (ctypes.c_int32 * len(place))(*place),
+            None if identity else (ctypes.c_int32 * len(place))(*place), out_image, out_place,
         ),
         shape,
     )  # fmt: skip

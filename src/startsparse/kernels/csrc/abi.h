@@ -66,6 +66,9 @@ struct Geometry {
     const int32_t *shift; // [kernel]: pixel offset of each tap inside a plane
     const int32_t
         *place; // [pixels]: where each input pixel lies in a plane, -1 for never read; null: identity
+    // Where an output row is computed with pixels that are no part of the image (`out_pixels` counts them):
+    int64_t out_image;        // pixels of the image
+    const int32_t *out_place; // [out_image]: where each lies in the row; null: all of them, in order
 };
 
 // One weight of the forward pass, ready to use: where its input starts in the tile (bytes), and its value.
@@ -86,6 +89,23 @@ struct Link {
 struct Chain {
     const Link *links;
     int64_t links_count, batch, lanes; // each thread takes tiles of `lanes` items, a multiple of 16, through all layers
+};
+
+// What a convolution between batch norms does to its operands on their way in and out, so that the norms need
+// no passes of their own. Any pointer may be null: then that is not done. Everything is blocked.
+struct Fusion {
+    const float *pre;  // [3][channels]: scale, shift, mean. It reads relu(scale x + shift); dx is then the
+                       // gradient of what the relu sees
+    float *moments;    // [tiles][rows][2]: mean of y, and sum of squared distances from it
+    const float *y;    // with `post`: what the forward pass has computed
+    const float *post; // [4][rows]: a, b, mean, c. The gradient of y is a dy + b (y - mean) + c
+    const float *add;  // added to dx (not with `pre`)
+    float *sums;       // with `pre`, [tiles][channels][2]: of dx, and of dx (x - mean)
+};
+
+// Blocked activations: tiles x channels x pixels x lanes.
+struct Blocked {
+    int64_t batch, lanes, tiles, channels, pixels;
 };
 
 // One instruction set's kernels.
@@ -110,6 +130,19 @@ struct Kernels {
                              int threads);
     int64_t (*chain_backward)(const Chain &, const float *x, const float *dy, const float *kept, float *dx,
                               float *scratch, int64_t capacity, int threads);
+    // `forward` and `backward` of a convolution between batch norms, and what its neighbours leave over (`fused.h`, `norm.h`).
+    void (*fused_forward)(const Geometry &, const Header &, const Fusion &, const float *x, const float *values,
+                         const float *bias, float *y, float *scratch, int threads);
+    void (*fused_backward)(const Geometry &, const Header &, const Fusion &, const float *x, const float *dy,
+                          const float *values, float *dx, float *dw, float *db, float *scratch, int threads);
+    int64_t (*fused_forward_scratch)(const Geometry &, const Header &, const Fusion &, int threads);
+    int64_t (*fused_backward_scratch)(const Geometry &, const Header &, const Fusion &, int threads);
+    // out = scale y + shift (+ add), and relu of it if wanted; `pre` as in Fusion, but for its mean.
+    void (*norm_apply)(const Blocked &, const float *y, const float *pre, const float *add, bool relu, float *out,
+                       int threads);
+    // dz = dy where out > 0 (dy everywhere, and dz unwritten, where out is null); `sums` as in Fusion.
+    void (*norm_gate)(const Blocked &, const float *dy, const float *out, const float *y, const float *mean,
+                      float *dz, float *sums, int threads);
 };
 
 template <class T> inline const T *section(const Header &pattern, int64_t offset) {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "pattern.h"
+#include "statistics.h"
 
 namespace startsparse {
 
@@ -49,7 +50,7 @@ Status check(const Geometry &g, const void *buffer, int64_t bytes) {
     if (const Status status = check(buffer, bytes)) return status;
     const auto *p = static_cast<const Header *>(buffer);
     if (p->groups * p->cols != g.channels * g.kernel) return MISMATCH;
-    if (g.lanes % 16 || g.channels * g.plane * g.lanes * 4 > int64_t(UINT32_MAX)) return TOO_LARGE;
+    if ((g.lanes % 16 && !g.out_place) || g.channels * g.plane * g.lanes * 4 > int64_t(UINT32_MAX)) return TOO_LARGE;
     return OK;
 }
 
@@ -83,7 +84,7 @@ using namespace startsparse;
 #define SS_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Changes whenever an exported function or a struct does.
-SS_EXPORT int32_t ss_version() { return 3; }
+SS_EXPORT int32_t ss_version() { return 4; }
 
 // What it was built from, so that a library that no longer fits its source is found out.
 SS_EXPORT const char *ss_source() { return SS_SOURCE; }
@@ -144,6 +145,7 @@ SS_EXPORT int64_t ss_forward(const Geometry *g, const void *pattern, int64_t byt
                              const float *values, const float *bias, float *y, float *scratch,
                              int64_t capacity, int32_t threads) {
     if (const Status status = check(*g, pattern, bytes)) return status;
+    if (g->out_place) return MISMATCH;
     const auto *p = static_cast<const Header *>(pattern);
     const int64_t need = kernels().forward_scratch(*g, *p, threads);
     if (need > capacity) return -need;
@@ -156,6 +158,7 @@ SS_EXPORT int64_t ss_backward(const Geometry *g, const void *pattern, int64_t by
                               const float *dy, const float *values, float *dx, float *dw, float *db,
                               float *scratch, int64_t capacity, int32_t threads) {
     if (const Status status = check(*g, pattern, bytes)) return status;
+    if (g->out_place) return MISMATCH;
     const auto *p = static_cast<const Header *>(pattern);
     const int64_t need = kernels().backward_scratch(*g, *p, threads);
     if (need > capacity) return -need;
@@ -185,4 +188,54 @@ SS_EXPORT int64_t ss_chain_backward(const Link *links, int64_t count, int64_t ba
     const Chain c{links, count, batch, lanes};
     if (const Status status = check(c)) return status;
     return kernels().chain_backward(c, x, dy, kept, dx, scratch, capacity, team(c, threads));
+}
+
+// Between batch norms (see `Fusion`): as the two passes at first.
+SS_EXPORT int64_t ss_fused_forward(const Geometry *g, const void *pattern, int64_t bytes, const Fusion *fusion,
+                                  const float *x, const float *values, const float *bias, float *y,
+                                  float *scratch, int64_t capacity, int32_t threads) {
+    if (const Status status = check(*g, pattern, bytes)) return status;
+    if (g->out_place && fusion->moments) return MISMATCH;
+    const auto *p = static_cast<const Header *>(pattern);
+    const int64_t need = kernels().fused_forward_scratch(*g, *p, *fusion, threads);
+    if (need > capacity) return -need;
+    kernels().fused_forward(*g, *p, *fusion, x, values, bias, y, scratch, threads);
+    return OK;
+}
+
+SS_EXPORT int64_t ss_fused_backward(const Geometry *g, const void *pattern, int64_t bytes, const Fusion *fusion,
+                                   const float *x, const float *dy, const float *values, float *dx, float *dw,
+                                   float *db, float *scratch, int64_t capacity, int32_t threads) {
+    if (const Status status = check(*g, pattern, bytes)) return status;
+    if (g->out_place) return MISMATCH;
+    const auto *p = static_cast<const Header *>(pattern);
+    const int64_t need = kernels().fused_backward_scratch(*g, *p, *fusion, threads);
+    if (need > capacity) return -need;
+    kernels().fused_backward(*g, *p, *fusion, x, dy, values, dx, dw, db, scratch, threads);
+    return OK;
+}
+
+SS_EXPORT void ss_norm_apply(const Blocked *b, const float *y, const float *pre, const float *add, int32_t relu,
+                             float *out, int32_t threads) {
+    kernels().norm_apply(*b, y, pre, add, relu, out, threads);
+}
+
+SS_EXPORT void ss_norm_gate(const Blocked *b, const float *dy, const float *out, const float *y, const float *mean,
+                            float *dz, float *sums, int32_t threads) {
+    kernels().norm_gate(*b, dy, out, y, mean, dz, sums, threads);
+}
+
+SS_EXPORT void ss_batch_statistics(const Blocked *b, const float *moments, float eps, const float *weight,
+                                   const float *bias, float *pre, float *more) {
+    batch_statistics(*b, moments, eps, weight, bias, pre, more);
+}
+
+SS_EXPORT void ss_running_statistics(int64_t channels, const float *mean, const float *variance, float eps,
+                                     const float *weight, const float *bias, float *pre) {
+    running_statistics(channels, mean, variance, eps, weight, bias, pre);
+}
+
+SS_EXPORT void ss_batch_gradient(const Blocked *b, const float *sums, const float *pre, const float *more,
+                                 float *post, float *dweight, float *dbias) {
+    batch_gradient(*b, sums, pre, more, post, dweight, dbias);
 }

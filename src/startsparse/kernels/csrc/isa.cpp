@@ -1,5 +1,6 @@
 // The kernels of one instruction set. This file is compiled once for each, with its own SS_WIDTH and SS_ISA.
 #include "chain.h"
+#include "fused.h"
 #include "select.h"
 
 namespace startsparse {
@@ -36,7 +37,8 @@ static int64_t backward_scratch(const Geometry &g, const Header &p, int threads)
 
 extern const Kernels kernels;
 const Kernels kernels = {W, forward, backward, forward_scratch, backward_scratch, pack, unpack, above,
-                         chain_forward, chain_backward};
+                         chain_forward, chain_backward, fused_forward, fused_backward, fused_forward_scratch,
+                         fused_backward_scratch, norm_apply, norm_gate};
 
 } // namespace SS_ISA
 } // namespace startsparse

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from startsparse.execution import fused
 from startsparse.training.models.shapes import image_shape
 
 
@@ -18,9 +19,11 @@ class PadShortcut(nn.Module):
         self.stride, self.missing = stride, missing
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C + missing, H / stride, W / stride)."""
-        half = self.missing // 2
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.missing - half))
+        """(N, C, H, W) -> (N, C + missing, H / stride, W / stride); blocked activations likewise."""
+        half, blocked = self.missing // 2, x.dim() - 4
+        return F.pad(
+            x[:, :, :: self.stride, :: self.stride], (0, 0) * (2 + blocked) + (half, self.missing - half)
+        )
 
 
 class BasicBlock(nn.Module):
@@ -40,10 +43,30 @@ class BasicBlock(nn.Module):
                 convolution = nn.Conv2d(before, after, 1, stride, bias=False)
                 self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(after))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """One residual step."""
+    def forward(self, x: Tensor | fused.Blocked) -> Tensor | fused.Blocked:
+        """One residual step; as one operation where it is executed sparsely."""
+        inside = fused.enter(x, _convolutions(self))
+        if (y := self._fused(inside)) is not None:
+            return y if inside is x else fused.rows(y)
+        x = fused.rows(x)
         y = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+    def _fused(self, x: Tensor | fused.Blocked) -> fused.Blocked | None:
+        if not isinstance(x, fused.Blocked) or not fused.unobserved(self.shortcut):
+            return None
+        way = x
+        if isinstance(self.shortcut, PadShortcut):
+            way = fused.Blocked(self.shortcut(x.tensor), x.batch)
+        elif isinstance(self.shortcut, nn.Sequential):
+            way = fused.chain(x, [(self.shortcut[0], self.shortcut[1])], relu=False)
+            if way is None:
+                return None
+        return fused.chain(x, [(self.conv1, self.bn1), (self.conv2, self.bn2)], way)
+
+
+def _convolutions(block: nn.Module) -> list[nn.Module]:
+    return [module for name, module in block.named_children() if name in ("conv1", "conv2")]
 
 
 def _stage(blocks: int, before: int, after: int, stride: int, shortcut: str) -> nn.Sequential:
@@ -68,9 +91,13 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, classes)."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.stage3(self.stage2(self.stage1(x)))
-        return self.fc(x.mean((2, 3)))
+        y = fused.chain(fused.enter(x, (self.conv1,)), [(self.conv1, self.bn1)])
+        y = F.relu(self.bn1(self.conv1(x))) if y is None else y
+        stages = self.stage1, self.stage2, self.stage3
+        skipped = [module for stage in stages for module in (stage, *stage)]
+        y = fused.enter(y, _convolutions(self.stage1[0]), skipped)
+        y = fused.rows(self.stage3(self.stage2(self.stage1(y))))
+        return self.fc(y.mean((2, 3)))
 
 
 def _cifar_resnet(

@@ -1,0 +1,172 @@
+"""Convolution, batch norm and ReLU (and a way around them) as one operation, where a net's blocks ask for it.
+
+A block gives its convolutions with their norms to ``chain`` and goes its plain way where that returns None: where a
+convolution is not executed sparsely, or where somebody would miss what is left out. That is so
+
+- for any hook on a module that would not be called (and any global module hook),
+- under torch.compile, torch.export, tracing, autocast, vmap and torch's dispatch or function modes,
+- without the compiled kernels, with tensors that are not plain float32 on the CPU, for a batch of fewer than 16 items
+  where gradients or the batch's statistics are wanted, and for one without any,
+- for a norm that is not exactly ``nn.BatchNorm2d``, that uses running statistics while gradients are wanted, or that
+  sees one value per channel (which torch refuses),
+- if it was turned off: ``fused_blocks(False)``.
+
+Outputs, gradients and running statistics are those of the plain way but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import from_blocked, to_blocked
+from ..kernels.block import ConvNorm, available, run_block
+from ..kernels.eager import is_plain
+from .modules import SparseConv2d
+
+_LANES = 16
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL = nn.modules.module
+
+_on = True
+
+
+def fused_blocks(on: bool) -> bool:
+    """Let blocks of convolutions, batch norms and ReLUs be computed as one operation, or layer by layer.
+
+    For all models of this process; on at first. It changes results by rounding alone.
+
+    Returns:
+        What it was before.
+
+    Example:
+        >>> was = fused_blocks(False)
+        >>> fused_blocks(was)
+        False
+    """
+    global _on
+    was, _on = _on, on
+    return was
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """Activations on their way between blocks: [tiles, channels, height, width, lanes], for a batch of items."""
+
+    tensor: Tensor
+    batch: int
+
+
+def enter(
+    x: Tensor | Blocked, convs: Iterable[nn.Module], skipped: Iterable[nn.Module] = ()
+) -> Tensor | Blocked:
+    """x in the layout of fused blocks where these can be used, else in torch's.
+
+    Args:
+        x: [batch, channels, height, width].
+        convs: convolutions of the block that comes; there is no use if one is not executed sparsely.
+        skipped: modules that would not be called, or would see the layout.
+    """
+    if isinstance(x, Blocked):
+        return x if all(map(unobserved, skipped)) else rows(x)
+    if not _on or torch.compiler.is_compiling() or not all(type(conv) is SparseConv2d for conv in convs):
+        return x
+    if not is_plain(x) or x.dtype != torch.float32 or x.dim() != 4 or not x.numel() or not available():
+        return x
+    if not all(map(unobserved, skipped)) or _observed_globally():
+        return x
+    few = x.shape[0] < _LANES
+    if few and torch.is_grad_enabled():
+        return x
+    return Blocked(x.contiguous().unsqueeze(-1) if few else to_blocked(x, _LANES), x.shape[0])
+
+
+def rows(x: Tensor | Blocked) -> Tensor:
+    """Activations in torch's layout again."""
+    if isinstance(x, Tensor):
+        return x
+    return x.tensor.squeeze(-1) if x.tensor.shape[-1] == 1 else from_blocked(x.tensor, x.batch)
+
+
+def chain(
+    x: Tensor | Blocked,
+    pairs: Sequence[tuple[nn.Module, nn.Module]],
+    around: Blocked | None = None,
+    relu: bool = True,
+) -> Blocked | None:
+    """``relu(norm(conv(x)))`` for each pair of convolution and norm, after the other; None if it must not be fused.
+
+    Args:
+        x: what ``enter`` gave.
+        pairs: convolution and norm.
+        around: is added before the last ReLU.
+        relu: whether there is one after the last norm.
+    """
+    if not isinstance(x, Blocked):
+        return None
+    links = []
+    for conv, norm in pairs:
+        link = _link(conv, norm, x)
+        if link is None:
+            return None
+        links.append(link)
+    out, norms = run_block(x.tensor, x.batch, links, None if around is None else around.tensor, relu)
+    for (_, norm), found in zip(pairs, norms, strict=True):
+        if found.more is not None:
+            _note(norm, found.pre[2], found.more[1])
+    return Blocked(out, x.batch)
+
+
+def _link(conv: nn.Module, norm: nn.Module, x: Blocked) -> ConvNorm | None:
+    """A pair as the kernels want it, or None."""
+    if type(conv) is not SparseConv2d or type(norm) is not nn.BatchNorm2d:
+        return None
+    if not (unobserved(conv) and unobserved(norm)):
+        return None
+    running = None
+    if not norm.training and norm.running_mean is not None and norm.running_var is not None:
+        if torch.is_grad_enabled():
+            return None
+        running = norm.running_mean, norm.running_var
+    elif x.tensor.shape[-1] == 1 or x.batch < 2:
+        return None
+    tensors = conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var
+    if not all(t is None or (t.dtype == torch.float32 and t.is_contiguous()) for t in tensors):
+        return None
+    if not is_plain(*tensors[:4]) or conv.out_channels != norm.num_features:
+        return None
+    return ConvNorm(
+        conv.weight, conv.pattern, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+        conv.groups, conv.bias, norm.eps, norm.weight, norm.bias, running,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _note(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
+    """Running statistics, as the norm itself would keep them."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    if not (norm.training and norm.track_running_stats):
+        return
+    factor = norm.momentum
+    if norm.num_batches_tracked is not None:
+        _ = norm.num_batches_tracked.add_(1)
+        if factor is None:
+            factor = 1.0 / float(norm.num_batches_tracked)
+    for running, now in ((norm.running_mean, mean), (norm.running_var, variance)):
+        if running is not None:
+            _ = running.lerp_(now, factor or 0.0)
+
+
+def unobserved(module: nn.Module) -> bool:
+    """Whether nobody would miss a call of the module."""
+    held = module.__dict__
+    return not (held["_forward_hooks"] or held["_forward_pre_hooks"] or held["_backward_hooks"]) and (
+        "forward" not in held and not held.get("_backward_pre_hooks")
+    )
+
+
+def _observed_globally() -> bool:
+    return any(getattr(_GLOBAL, f"_global{name}", None) for name in _HOOKS)
