@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
+from ..execution.modules import SparseConv2d, SparseLinear
 from ..names import plain
 from .graph import Affine, Node, Target
 from .recognised import (
@@ -27,7 +28,6 @@ from .recognised import (
     called_activation,
     convolution,
     flattens,
-    is_plain_pool,
     is_size,
     keeps_units,
     linear,
@@ -61,6 +61,11 @@ def trace(model: nn.Module) -> Target:
         raise ValueError(f"the target must be a torch module, got {type(model).__name__}")
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise ValueError("the target is on the meta device: it has no weights to embed")
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear | SparseConv2d):
+            raise ValueError(
+                f"layer {name!r} is executed sparsely: let the sparsifier go first, by its detach(), then embed"
+            )
     try:
         still = copy.deepcopy(model).cpu().eval()
     except RuntimeError as error:
@@ -121,10 +126,8 @@ class _Builder:
         elif type(module) in ACTIVATIONS:
             self._activation(step, name, module, source)
         elif isinstance(module, POOLS):
-            if getattr(module, "return_indices", False) or getattr(module, "divisor_override", None):
-                raise ValueError(
-                    f"{name}: pooling that returns indices, or divides by another number, cannot be embedded"
-                )
+            if getattr(module, "return_indices", False):
+                raise ValueError(f"{name}: pooling that returns indices cannot be embedded")
             self._each(step, name, module, source, math.inf, pool_roundings(module))
         elif isinstance(module, nn.Flatten):
             if (module.start_dim, module.end_dim) != (1, -1):
@@ -150,9 +153,7 @@ class _Builder:
             called in ("view", "reshape", torch.reshape) and reshapes(step)
         ):
             self._flatten(step, name, source)
-        elif (called in POOL_CALLS and is_plain_pool(step)) or (
-            called in ("mean", torch.mean) and over_space(step)
-        ):
+        elif called in POOL_CALLS or (called in ("mean", torch.mean) and over_space(step)):
             self._each(step, name, rest(step), source, math.inf, POOL_ROUNDINGS)
         elif called is operator.getitem and keeps_units(step.args[1]):
             self._each(step, name, rest(step), source, math.inf)
