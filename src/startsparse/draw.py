@@ -101,12 +101,12 @@ class Permutation:
             array([1, 3])
         """
         found: list[np.ndarray] = [np.empty(0, np.int64)]
-        start, missing, part = 0, count, max(2 * count, 1024)
+        start, missing, part = 0, count, max(count + count // 8, 1024)  # nearly all are, as a rule
         while missing > 0:
             if start >= self.size:
                 raise ValueError(f"only {count - missing} of {count} positions are allowed")
             part_positions = self.positions(start, min(start + part, self.size))
-            taken = part_positions[allowed(part_positions)][:missing]
+            taken = part_positions[np.flatnonzero(allowed(part_positions))[:missing]]
             found.append(taken)
             missing -= len(taken)
             start, part = start + part, 2 * part

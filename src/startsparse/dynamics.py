@@ -20,6 +20,7 @@ from .tables import percent, table
 
 MOST = 2048  # updates that are kept apart; beyond, neighbours are added up
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
+_BITS, _FIRST = np.uint8(128) >> np.arange(8, dtype=np.uint8), np.zeros(1, np.int64)
 COLUMNS = ("dropped", "grown", "returned", "live")
 
 
@@ -78,9 +79,10 @@ class Recorder:
         if len(positions) == 0:
             return
         at = positions.numpy()
-        bits = np.uint8(128) >> (at & 7).astype(np.uint8)
-        begins = np.flatnonzero(np.diff(at >> 3, prepend=-1))  # positions rise: those of a byte lie together
-        self._visited[name][at[begins] >> 3] |= np.bitwise_or.reduceat(bits, begins)
+        byte, bits = at >> 3, _BITS[at & 7]
+        begins = np.flatnonzero(byte[1:] != byte[:-1]) + 1  # positions rise: those of a byte lie together
+        begins = np.concatenate([_FIRST, begins])
+        self._visited[name][byte[begins]] |= np.bitwise_or.reduceat(bits, begins)
 
     def _merge(self) -> None:
         """Two neighbouring updates become one."""

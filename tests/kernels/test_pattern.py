@@ -83,6 +83,43 @@ def test_scores_above_a_bar(size):
             assert torch.equal(scores, gradient[free].abs())
 
 
+@pytest.mark.parametrize("end", ["whole", "low", "high"])
+def test_many_positions_are_merged_and_listed_by_all_threads(end):
+    """What a thread begins with lies anywhere: growth and drops before the first, behind the last, or all over."""
+    threads, backend = 2, library.backend()
+    size = {"whole": 200_000, "low": 90_000, "high": 200_000}[end]
+    low = 110_000 if end == "high" else 0
+    order = torch.randperm(200_000)
+    live = order[:60_000].sort().values
+    drop = live[(live >= low) & (live < size)][::3].contiguous()
+    grow = order[60_000:].sort().values
+    grow = grow[(grow >= low) & (grow < size)][::5].contiguous()
+    expected = torch.zeros(200_000, dtype=torch.bool)
+    expected[live] = True
+    expected[drop] = False
+    expected[grow] = True
+    assert torch.equal(backend.merge(live, drop, grow, threads), expected.nonzero().squeeze(1))
+    for wrong in ((live, grow[-1:], grow[:0]), (live, drop[:0], live[-1:]), (live, grow[:1], grow[:0])):
+        with pytest.raises(ValueError, match="a position to"):
+            _ = backend.merge(*wrong, threads)
+    pattern = Pattern.build(live, 400, 500)
+    positions, places = backend.row_major(pattern.blob, pattern.nnz, threads)
+    assert torch.equal(positions, live)
+    assert torch.equal(pattern.value_positions()[places.long()], live)
+
+
+def test_marks():
+    backend, bits = library.backend(), torch.zeros(3, dtype=torch.uint8)
+    backend.mark(bits, torch.tensor([0, 7, 8, 18]))
+    assert bits.tolist() == [129, 128, 32]
+    found = backend.marked(bits, torch.tensor([18, 17, 0, 8, 1, 7]), 2)
+    assert found.tolist() == [True, False, True, True, False, True]
+    many = torch.randperm(80_000)
+    bits = torch.zeros(10_000, dtype=torch.uint8)
+    backend.mark(bits, many[:30_000])
+    assert backend.marked(bits, many, 2).tolist() == [True] * 30_000 + [False] * 50_000
+
+
 def test_where_values_lie():
     mask = torch.rand(20, 30) < 0.3
     pattern = Pattern.from_mask(mask)

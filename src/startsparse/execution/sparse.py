@@ -289,7 +289,7 @@ class SparseSite(Site):
         before = [slot.tensor for slot in held]
         source = old.source(new)
         born = source < 0  # these are zero as they arrive
-        returned = int(born.sum()) < len(change.grown)
+        returned = np.count_nonzero(born.numpy()) < len(change.grown)
         if returned:
             born[new.places(change.grown)] = True
         weight, *moved = old.take(source, [self.parameter.detach(), *before, *gradient])

@@ -14,7 +14,7 @@ from ..criteria import gradient as gradient_score
 from ..draw import Drawn, Permutation
 from ..kernels import backend
 from ..kernels.library import threads
-from ..masks import pack_positions
+from ..masks import chosen
 from ..selection import top_k
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class SparseView:
         return torch.from_numpy(order.first_where(self._allowed(self._kept(returning)), count))
 
     def _kept(self, returning: Tensor) -> Tensor:
-        return backend().merge(self.active_positions(), returning, returning[:0])
+        return backend().merge(self.active_positions(), returning, returning[:0], threads())
 
     def _allowed(self, kept: Tensor) -> Callable[[np.ndarray], np.ndarray]:
         """Whether positions may grow: they are not kept, and lie in the source."""
@@ -147,9 +147,9 @@ def _lowest(allowed: Callable[[np.ndarray], np.ndarray], count: int, size: int) 
 def _lookup(positions: Tensor, size: int) -> Callable[[np.ndarray], np.ndarray]:
     """Membership in sorted positions: by one bit a position where that is little memory, else by bisection."""
     if size <= _BITMAP:
-        starts = range(0, size, _PART)
-        bits = np.concatenate([pack_positions(positions, s, min(s + _PART, size)) for s in starts])
-        return lambda at: (bits[at >> 3] << (at & 7).astype(np.uint8)) & 128 != 0
+        bits = torch.zeros(-(-size // 8), dtype=torch.uint8)
+        backend().mark(bits, positions)
+        return lambda at: backend().marked(bits, torch.from_numpy(at), threads()).numpy()
 
     live = positions.numpy()
 
@@ -190,7 +190,7 @@ class _Best:
     def _reduce(self) -> None:
         positions, scores = torch.cat(self._positions), torch.cat(self._scores)
         taken = top_k(scores, self._count, what=self._name)
-        self._positions, self._scores = [positions[taken]], [scores[taken]]
+        self._positions, self._scores = [chosen(positions, taken)], [chosen(scores, taken)]
         self.bar = float(self._scores[0].min()) if self._count else torch.inf
 
 

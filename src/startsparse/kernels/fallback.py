@@ -128,7 +128,7 @@ class TorchBackend:
             blob[offset : offset + data.numel()] = data
         return blob
 
-    def row_major(self, blob: Tensor, nnz: int) -> tuple[Tensor, Tensor]:
+    def row_major(self, blob: Tensor, nnz: int, threads: int) -> tuple[Tensor, Tensor]:
         parts = take_apart(blob)
         positions, order = torch.sort(_positions(parts))
         return positions, order.to(torch.int32)
@@ -150,7 +150,7 @@ class TorchBackend:
         now[kept] = old[source[kept].to(torch.int64)]
         return now
 
-    def merge(self, positions: Tensor, drop: Tensor, grow: Tensor) -> Tensor:
+    def merge(self, positions: Tensor, drop: Tensor, grow: Tensor, threads: int) -> Tensor:
         dropped = torch.isin(positions, drop)
         if int(dropped.sum()) != drop.numel():
             raise ValueError("startsparse: a position to drop is not live")
@@ -164,6 +164,13 @@ class TorchBackend:
             return torch.full_like(wanted, -1)
         at = torch.searchsorted(positions, wanted).clamp_(max=positions.numel() - 1)
         return torch.where(positions[at] == wanted, at, -1)
+
+    def mark(self, bits: Tensor, positions: Tensor) -> None:
+        for bit in range(8):  # those of one bit share no byte
+            bits[positions[positions & 7 == bit] >> 3] |= 128 >> bit
+
+    def marked(self, bits: Tensor, positions: Tensor, threads: int) -> Tensor:
+        return (bits[positions >> 3] << (positions & 7)) & 128 != 0
 
     def above(
         self, gradient: Tensor, start: int, kept: Tensor, bar: float, threads: int

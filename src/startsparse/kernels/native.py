@@ -26,11 +26,13 @@ _SIGNATURES = {
     "ss_width": (c_int32,),
     "ss_pattern_bytes": (c_int64, *[c_int64] * 5),
     "ss_pattern_build": (c_int32, c_void_p, *[c_int64] * 5, c_void_p, c_int32, c_int32),
-    "ss_pattern_row_major": (c_int32, c_void_p, c_int64, c_void_p, c_void_p),
+    "ss_pattern_row_major": (c_int32, c_void_p, c_int64, c_void_p, c_void_p, c_int32),
     "ss_pattern_sources": (c_int32, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32),
     "ss_take": (c_int32, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int32),
-    "ss_merge_positions": (c_int32, *[c_void_p, c_int64] * 3, c_void_p),
+    "ss_merge_positions": (c_int32, *[c_void_p, c_int64] * 3, c_void_p, c_int32),
     "ss_find_positions": (None, c_void_p, c_int64, c_void_p, c_int64, c_void_p),
+    "ss_mark_positions": (None, c_void_p, c_void_p, c_int64),
+    "ss_find_marked": (None, c_void_p, c_void_p, c_int64, c_void_p, c_int32),
     "ss_scores_above": (
         c_int64,
         c_void_p,
@@ -95,13 +97,13 @@ class NativeBackend:
         _check(self.library.ss_pattern_build(blob.data_ptr(), *shape, positions.data_ptr(), wide, threads))
         return blob
 
-    def row_major(self, blob: Tensor, nnz: int) -> tuple[Tensor, Tensor]:
+    def row_major(self, blob: Tensor, nnz: int, threads: int) -> tuple[Tensor, Tensor]:
         """Positions in row-major order (int64), and where each one's value lies (int32)."""
         positions = torch.empty(nnz, dtype=torch.int64)
         order = torch.empty(nnz, dtype=torch.int32)
         _check(
             self.library.ss_pattern_row_major(
-                blob.data_ptr(), blob.numel(), positions.data_ptr(), _address(order)
+                blob.data_ptr(), blob.numel(), positions.data_ptr(), order.data_ptr(), threads
             )
         )
         return positions, order
@@ -128,11 +130,11 @@ class NativeBackend:
         )
         return now
 
-    def merge(self, positions: Tensor, drop: Tensor, grow: Tensor) -> Tensor:
+    def merge(self, positions: Tensor, drop: Tensor, grow: Tensor, threads: int) -> Tensor:
         """Sorted positions less ``drop`` and plus ``grow`` (all int64, sorted)."""
         now = torch.empty(positions.numel() + grow.numel(), dtype=torch.int64)
         parts = [item for tensor in (positions, drop, grow) for item in (tensor.data_ptr(), tensor.numel())]
-        _check(self.library.ss_merge_positions(*parts, now.data_ptr()))
+        _check(self.library.ss_merge_positions(*parts, now.data_ptr(), threads))
         return now[: _merged_size(positions, drop, grow)]
 
     def find(self, positions: Tensor, wanted: Tensor) -> Tensor:
@@ -142,6 +144,18 @@ class NativeBackend:
             positions.data_ptr(), positions.numel(), wanted.data_ptr(), wanted.numel(), at.data_ptr()
         )
         return at
+
+    def mark(self, bits: Tensor, positions: Tensor) -> None:
+        """Set the bits of positions (int64): one bit each, the first of a byte of ``bits`` (uint8) highest."""
+        self.library.ss_mark_positions(bits.data_ptr(), positions.data_ptr(), positions.numel())
+
+    def marked(self, bits: Tensor, positions: Tensor, threads: int) -> Tensor:
+        """Whether the bit of each position is set: bool."""
+        found = torch.empty(positions.numel(), dtype=torch.bool)
+        self.library.ss_find_marked(
+            bits.data_ptr(), positions.data_ptr(), positions.numel(), found.data_ptr(), threads
+        )
+        return found
 
     def above(
         self, gradient: Tensor, start: int, kept: Tensor, bar: float, threads: int

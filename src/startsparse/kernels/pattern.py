@@ -94,7 +94,7 @@ class Pattern:
     @cached_property
     def _row_major(self) -> tuple[Tensor, Tensor]:
         """Positions, and where each one's value lies (int32); kept as long as this object, which lives shortly."""
-        return backend().row_major(self.blob, self.nnz)
+        return backend().row_major(self.blob, self.nnz, threads())
 
     def order(self) -> Tensor:
         """Where each weight's value lies, weights in row-major order: int64 [nnz].
@@ -144,7 +144,7 @@ class Pattern:
         for tensor, name in ((drop, "drop"), (grow, "grow")):
             if bool((tensor[1:] <= tensor[:-1]).any()):
                 raise ValueError(f"startsparse: positions to {name} must be strictly ascending")
-        merged = backend().merge(self.positions(), drop, grow)
+        merged = backend().merge(self.positions(), drop, grow, threads())
         return Pattern.build(merged, self.rows, self.cols, self.groups, taps)
 
     def move(self, now: Pattern, tensors: Sequence[Tensor], reset: Tensor | None = None) -> list[Tensor]:

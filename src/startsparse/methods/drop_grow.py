@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..criteria import magnitude
 from ..distributions import whole
-from ..masks import in_common
+from ..masks import chosen, in_common
 from ..schedules import FRACTIONS, Window, as_step, drop_fraction
 from ..selection import top_k
 from .base import Change, Changes, Views
@@ -136,7 +136,7 @@ class DropGrow(RandomStart):
     def exchange(self, view: LayerView, num_drop: int, num_grow: int, step: int) -> Change:
         """Drop so many weights of a layer by ``keep``, then grow so many by ``grow``."""
         active = view.active_positions()
-        dropped = active[~self.keep(view, len(active) - num_drop)]
+        dropped = chosen(active, ~self.keep(view, len(active) - num_drop))
         returning = dropped[:0] if self.exclude_dropped else dropped
         return moved(dropped, self.grow(view, num_grow, returning, step))
 
@@ -152,8 +152,8 @@ class DropGrow(RandomStart):
 def moved(dropped: Tensor, grown: Tensor) -> Change:
     """The change of a layer that drops and grows these positions: one that is in both keeps its value and state."""
     again, returned = in_common(dropped, grown)
-    kept = grown[~returned]
-    return Change(dropped[~again], kept, returned=len(grown) - len(kept))
+    kept = chosen(grown, ~returned)
+    return Change(chosen(dropped, ~again), kept, returned=len(grown) - len(kept))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "pattern.h"
+#include "positions.h"
 #include "statistics.h"
 
 namespace startsparse {
@@ -84,7 +85,7 @@ using namespace startsparse;
 #define SS_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Changes whenever an exported function or a struct does.
-SS_EXPORT int32_t ss_version() { return 4; }
+SS_EXPORT int32_t ss_version() { return 5; }
 
 // What it was built from, so that a library that no longer fits its source is found out.
 SS_EXPORT const char *ss_source() { return SS_SOURCE; }
@@ -104,9 +105,10 @@ SS_EXPORT int32_t ss_pattern_build(void *buffer, int64_t rows, int64_t cols, int
     return build_pattern(*p, position, wide, threads);
 }
 
-SS_EXPORT int32_t ss_pattern_row_major(const void *buffer, int64_t bytes, int64_t *position, int32_t *value) {
+SS_EXPORT int32_t ss_pattern_row_major(const void *buffer, int64_t bytes, int64_t *position, int32_t *value,
+                                       int32_t threads) {
     if (const Status status = check(buffer, bytes)) return status;
-    row_major(*static_cast<const Header *>(buffer), position, value);
+    row_major(*static_cast<const Header *>(buffer), position, value, threads);
     return OK;
 }
 
@@ -126,8 +128,8 @@ SS_EXPORT int32_t ss_take(const void *old, const int32_t *from, int64_t n, int64
 }
 
 SS_EXPORT int32_t ss_merge_positions(const int64_t *old, int64_t n, const int64_t *drop, int64_t drops,
-                                     const int64_t *grow, int64_t grows, int64_t *now) {
-    return merge_positions(old, n, drop, drops, grow, grows, now);
+                                     const int64_t *grow, int64_t grows, int64_t *now, int32_t threads) {
+    return merge_positions(old, n, drop, drops, grow, grows, now, threads);
 }
 
 SS_EXPORT void ss_find_positions(const int64_t *sorted, int64_t n, const int64_t *wanted, int64_t m,
@@ -238,4 +240,13 @@ SS_EXPORT void ss_running_statistics(int64_t channels, const float *mean, const 
 SS_EXPORT void ss_batch_gradient(const Blocked *b, const float *sums, const float *pre, const float *more,
                                  float *post, float *dweight, float *dbias) {
     batch_gradient(*b, sums, pre, more, post, dweight, dbias);
+}
+
+SS_EXPORT void ss_mark_positions(uint8_t *bits, const int64_t *position, int64_t n) {
+    mark_positions(bits, position, n);
+}
+
+SS_EXPORT void ss_find_marked(const uint8_t *bits, const int64_t *position, int64_t n, uint8_t *marked,
+                              int32_t threads) {
+    find_marked(bits, position, n, marked, threads);
 }

@@ -185,14 +185,16 @@ Status build_pattern(Header &p, const void *position, bool wide, int threads) {
                 : build(static_cast<const int32_t *>(position), p, threads);
 }
 
-void row_major(const Header &p, int64_t *position, int32_t *value) {
-    const int32_t *segment = section<int32_t>(p, p.segment_ptr), *from = section<int32_t>(p, p.forward_value);
+void row_major(const Header &p, int64_t *position, int32_t *value, int threads) {
+    const int32_t *segment = section<int32_t>(p, p.segment_ptr), *from = section<int32_t>(p, p.forward_value),
+                  *before = section<int32_t>(p, p.row_ptr);
     const uint16_t *narrow = section<uint16_t>(p, p.forward_col);
     const uint32_t *wide = section<uint32_t>(p, p.forward_col);
     const int64_t rows_per_group = p.rows / p.groups;
-    int64_t i = 0;
+#pragma omp parallel for num_threads(p.nnz < FEW ? 1 : threads) schedule(static)
     for (int64_t row = 0; row < p.rows; ++row) {
         const int64_t start = row * p.cols - row / rows_per_group * p.cols;
+        int64_t i = before[row];
         for (int64_t block = 0; block < p.blocks; ++block) {
             const int32_t *ptr = segment + block * p.rows + row;
             for (int32_t s = ptr[0]; s < ptr[1]; ++s, ++i) {
@@ -224,65 +226,6 @@ Status take_items(const void *old, const int32_t *from, int64_t n, int64_t item_
         return OK;
     default: return MISMATCH;
     }
-}
-
-Status merge_positions(const int64_t *old, int64_t n, const int64_t *drop, int64_t drops, const int64_t *grow,
-                       int64_t grows, int64_t *now) {
-    // Which of the three comes next is chance, so there is no branch on it.
-    int64_t i = 0, d = 0, g = 0, out = 0;
-    bool twice = false;
-    while (i < n && d < drops && g < grows) {
-        const int64_t live = old[i], fresh = grow[g];
-        const int64_t grown = fresh < live, dropped = (fresh >= live) & (drop[d] == live);
-        twice |= (fresh == live) & !dropped;
-        now[out] = fresh < live ? fresh : live;
-        out += 1 - dropped, i += 1 - grown, g += grown, d += dropped;
-    }
-    while (i < n && d < drops) {
-        const bool dropped = drop[d] == old[i];
-        now[out] = old[i++];
-        out += !dropped, d += dropped;
-    }
-    while (i < n && g < grows) {
-        const int64_t live = old[i], fresh = grow[g], grown = fresh < live;
-        twice |= fresh == live;
-        now[out++] = fresh < live ? fresh : live;
-        i += 1 - grown, g += grown;
-    }
-    if (d < drops) return NOT_LIVE;
-    if (twice) return ALREADY_LIVE;
-    std::copy(old + i, old + n, now + out);
-    std::copy(grow + g, grow + grows, now + out + (n - i));
-    return OK;
-}
-
-void find_positions(const int64_t *sorted, int64_t n, const int64_t *wanted, int64_t m, int64_t *at) {
-    int64_t i = 0;
-    for (int64_t j = 0; j < m; ++j) {
-        while (i < n && sorted[i] < wanted[j])
-            ++i;
-        at[j] = i < n && sorted[i] == wanted[j] ? i : -1;
-    }
-}
-
-int64_t scores_above(decltype(Kernels::above) above, const float *gradient, int64_t n, int64_t start,
-                     const int64_t *kept, int64_t kepts, float bar, int64_t *position, float *score, int threads) {
-    constexpr int MOST = 64;
-    const int team = n < FEW ? 1 : std::min(threads, MOST);
-    int64_t found[MOST] = {};
-#pragma omp parallel for num_threads(team) schedule(static, 1)
-    for (int part = 0; part < team; ++part) {
-        const int64_t first = n * part / team, last = n * (part + 1) / team;
-        found[part] = above(gradient + first, last - first, start + first, kept, kepts, bar, position + first,
-                            score + first);
-    }
-    int64_t total = found[0];
-    for (int part = 1; part < team; total += found[part++]) {
-        const int64_t first = n * part / team;
-        std::copy(position + first, position + first + found[part], position + total);
-        std::copy(score + first, score + first + found[part], score + total);
-    }
-    return total;
 }
 
 } // namespace startsparse

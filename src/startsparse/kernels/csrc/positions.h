@@ -1,0 +1,26 @@
+// Sorted positions of weights, and bits that stand for them.
+#pragma once
+
+#include "abi.h"
+
+namespace startsparse {
+
+// Sorted positions less `drop` and plus `grow`, both sorted; a position in both stays. There must be room for
+// n + grows.
+Status merge_positions(const int64_t *old, int64_t n, const int64_t *drop, int64_t drops, const int64_t *grow,
+                       int64_t grows, int64_t *now, int threads);
+
+// Where each of `m` wanted positions stands among `n` others, or -1; both ascending.
+void find_positions(const int64_t *sorted, int64_t n, const int64_t *wanted, int64_t m, int64_t *at);
+
+// `Kernels::above` of a block that threads divide; the order of what is found is that of one thread.
+int64_t scores_above(decltype(Kernels::above) above, const float *gradient, int64_t n, int64_t start,
+                     const int64_t *kept, int64_t kepts, float bar, int64_t *position, float *score, int threads);
+
+// Sets the bits of positions, the first of each byte highest.
+void mark_positions(uint8_t *bits, const int64_t *position, int64_t n);
+
+// Whether the bit of each position is set: 0 or 1.
+void find_marked(const uint8_t *bits, const int64_t *position, int64_t n, uint8_t *marked, int threads);
+
+} // namespace startsparse
