@@ -86,7 +86,7 @@ def enter(
 
 def rows(x: Tensor | Blocked) -> Tensor:
     """Activations in torch's layout again."""
-    if isinstance(x, Tensor):
+    if not isinstance(x, Blocked):  # a tensor, or what stands for one while a net is traced
         return x
     return x.tensor.squeeze(-1) if x.tensor.shape[-1] == 1 else from_blocked(x.tensor, x.batch)
 

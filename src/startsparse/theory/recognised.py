@@ -110,6 +110,12 @@ def _bias(bias: Tensor | None, size: int) -> np.ndarray:
     return np.zeros(size) if bias is None else array(bias)
 
 
+def is_plain_pool(step: fx.Node) -> bool:
+    """Whether a call of a pooling gives its values alone, and divides a sum by how many it adds."""
+    odd = [step.kwargs.get("divisor_override"), step.kwargs.get("return_indices"), *step.args[6:]]
+    return not any(odd)
+
+
 def is_size(step: fx.Node) -> bool:
     """Whether a step only asks for a size."""
     return step.target in ("size", getattr) or (

@@ -18,9 +18,9 @@ class PadShortcut(nn.Module):
         super().__init__()
         self.stride, self.missing = stride, missing
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C + missing, H / stride, W / stride); blocked activations likewise."""
-        half, blocked = self.missing // 2, x.dim() - 4
+    def forward(self, x: Tensor, blocked: int = 0) -> Tensor:
+        """(N, C, H, W) -> (N, C + missing, H / stride, W / stride); likewise with ``blocked`` axes behind them."""
+        half = self.missing // 2
         return F.pad(
             x[:, :, :: self.stride, :: self.stride], (0, 0) * (2 + blocked) + (half, self.missing - half)
         )
@@ -57,7 +57,7 @@ class BasicBlock(nn.Module):
             return None
         way = x
         if isinstance(self.shortcut, PadShortcut):
-            way = fused.Blocked(self.shortcut(x.tensor), x.batch)
+            way = fused.Blocked(self.shortcut(x.tensor, blocked=1), x.batch)
         elif isinstance(self.shortcut, nn.Sequential):
             way = fused.chain(x, [(self.shortcut[0], self.shortcut[1])], relu=False)
             if way is None:
