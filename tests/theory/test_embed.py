@@ -252,6 +252,10 @@ def test_a_huge_source_is_never_stored():
     assert found.certificate.edges < 3 * 10**5 < 2 * 10**7 < found.certificate.source_edges
 
 
+def sum_pool(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.avg_pool2d(x, 2, divisor_override=1)
+
+
 def scaled(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         module.weight.data.mul_(1e200)
@@ -341,6 +345,8 @@ class InputSum(nn.Module):
         (lambda: theory.embed(Odd(torch.nn.functional.dropout), density=0.5), "also drops in eval mode"),
         (lambda: theory.embed(Odd(nn.Conv2d(4, 4, 2, padding="same")), density=0.5), "more zeros on one side"),
         (lambda: theory.embed(Odd(nn.Conv2d(4, 4, 2, padding=1, padding_mode="reflect")), density=0.5), "pads with 'reflect'"),
+        (lambda: theory.embed(Odd(nn.AvgPool2d(2, divisor_override=1)), density=0.5), "divides by another number"),
+        (lambda: theory.embed(Odd(sum_pool), density=0.5), r"\(avg_pool2d\) cannot be embedded"),
         (lambda: theory.embed(Twice(), density=0.5), "change values in place"),
         (lambda: theory.embed(executed_sparsely(), density=0.5), r"layer '0' is executed sparsely.*detach\(\)"),
         (lambda: theory.embed(mlp(4, 4, 2).double().apply(scaled), density=0.5), "weights are too large"),

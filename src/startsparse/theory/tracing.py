@@ -28,6 +28,7 @@ from .recognised import (
     called_activation,
     convolution,
     flattens,
+    is_plain_pool,
     is_size,
     keeps_units,
     linear,
@@ -126,8 +127,10 @@ class _Builder:
         elif type(module) in ACTIVATIONS:
             self._activation(step, name, module, source)
         elif isinstance(module, POOLS):
-            if getattr(module, "return_indices", False):
-                raise ValueError(f"{name}: pooling that returns indices cannot be embedded")
+            if getattr(module, "return_indices", False) or getattr(module, "divisor_override", None):
+                raise ValueError(
+                    f"{name}: pooling that returns indices, or divides by another number, cannot be embedded"
+                )
             self._each(step, name, module, source, math.inf, pool_roundings(module))
         elif isinstance(module, nn.Flatten):
             if (module.start_dim, module.end_dim) != (1, -1):
@@ -153,7 +156,9 @@ class _Builder:
             called in ("view", "reshape", torch.reshape) and reshapes(step)
         ):
             self._flatten(step, name, source)
-        elif called in POOL_CALLS or (called in ("mean", torch.mean) and over_space(step)):
+        elif (called in POOL_CALLS and is_plain_pool(step)) or (
+            called in ("mean", torch.mean) and over_space(step)
+        ):
             self._each(step, name, rest(step), source, math.inf, POOL_ROUNDINGS)
         elif called is operator.getitem and keeps_units(step.args[1]):
             self._each(step, name, rest(step), source, math.inf)
