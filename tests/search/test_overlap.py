@@ -75,6 +75,8 @@ def test_bad_input():
         ss.overlap(drawn(0, {"x": 3}), drawn(0, {"x": 3, "y": 3}))
     with pytest.raises(ValueError, match=r"x: masks of shapes \(60,\) and \(50,\)"):
         ss.overlap(drawn(0, {"x": 3}), drawn(0, {"x": 3}, size=50))
+    with pytest.raises(ValueError, match=r"x: a mask is torch.float32, it must be torch.bool"):
+        ss.overlap(drawn(0, {"x": 3}), {"x": drawn(0, {"x": 3})["x"].float()})
     with pytest.raises(ValueError, match="no layer 'z'"):
         ss.overlap(drawn(0, {"x": 3}), drawn(0, {"x": 3})).layer("z")
 

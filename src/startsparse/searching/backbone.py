@@ -106,7 +106,12 @@ class Backbone:
         Raises:
             ValueError: masks of other layers or shapes.
         """
-        validate(masks, self._shapes)
+        try:
+            validate(masks, self._shapes)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; a backbone of the layers of these masks is ss.Backbone(model, layers=list(masks))"
+            ) from error
         extras = {
             key: value.cpu().clone()
             for key, value in self._others().items()

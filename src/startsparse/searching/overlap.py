@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..masks import Masks
@@ -139,6 +140,9 @@ def overlap(first: Masks, second: Masks, *, inside: Mapping[str, Tensor] | None 
     rows = []
     for name in first:
         a, b = first[name], second[name].to(first[name].device)
+        for mask in (a, b):
+            if mask.dtype != torch.bool:
+                raise ValueError(f"{name}: a mask is {mask.dtype}, it must be torch.bool (True = active)")
         if a.shape != b.shape:
             raise ValueError(f"{name}: masks of shapes {tuple(a.shape)} and {tuple(b.shape)}")
         places = a.numel()
