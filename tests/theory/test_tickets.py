@@ -186,7 +186,7 @@ def huge() -> nn.Module:
         (lambda: theory.strong_ticket(mlp(2, 2), density=0.5, box=(1, 1)), "box must be"),
         (lambda: theory.strong_ticket(mlp(2, 2), density=0.5, seed="a"), "seed must be an int"),
         (lambda: theory.strong_ticket(mlp(2, 2), density=0.5, eps=1e-14), "below what float64 resolves"),
-        (lambda: theory.strong_ticket(mlp(2, 2), density=0.5, eps=1e-11), "below what 40 numbers sum up to"),
+        (lambda: theory.strong_ticket(mlp(2, 2), density=0.5, eps=1e-12), "below what 40 numbers sum up to"),
         (lambda: theory.strong_ticket(mlp(2, 2), density=ss.LockedSource(0.5)), r"ss.search\(model"),
         (lambda: theory.strong_ticket(huge(), density=0.5, eps=1e-3), "below what float64 resolves"),
         (lambda: theory.strong_ticket(make("forked"), density=0.5), "plain chains"),
