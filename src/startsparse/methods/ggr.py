@@ -16,6 +16,7 @@ from ..criteria import magnitude
 from ..selection import top_k, top_k_across
 from .base import Changes, Start, Views, layer_counts
 from .drop_grow import DropGrow, moved
+from .ggr_layers import all_scores, at_random_besides, fan_in, taking_part, units
 from .redistribute import affordable, highest, shared
 from .reduced import Growth
 from .view import LayerView
@@ -158,7 +159,7 @@ class GGR(DropGrow):
     # -- the update --------------------------------------------------------------------------------------------
 
     def update(self, views: Views, step: int, target: int, total_steps: int | None) -> Changes:
-        moving, live = _moving(views)
+        moving, live = taking_part(views)
         floors = self._floors(moving)
         drops, keeps = self._drops(moving, live, floors, self.fraction(step, total_steps))
         drops, room = self._affordable(moving, live, drops)
@@ -190,7 +191,7 @@ class GGR(DropGrow):
         return affordable(drops, live, free, self._limits(views), not self.exclude_dropped)
 
     def reduces_to(self, views: Views, step: int, total_steps: int | None) -> Growth | None:
-        moving, live = _moving(views)
+        moving, live = taking_part(views)
         scaled = self.normalise != "none" or self.grown_value == "gradient_sign" or self.probes
         counted = self.count_by in ("top_gradients", "dropped", "live")
         if type(self) is not GGR or scaled or not counted or not self.due(step, total_steps):
@@ -258,7 +259,7 @@ class GGR(DropGrow):
             live = {name: gradient_score(view.active_gradients()) for name, view in views.items()}
             wishes = {name: float(score.mean()) if len(score) else 0.0 for name, score in live.items()}
         else:
-            wishes = {name: float(_all_scores(v, returning[name])[1].sum()) for name, v in views.items()}
+            wishes = {name: float(all_scores(v, returning[name])[1].sum()) for name, v in views.items()}
         if not any(wishes.values()):
             wishes = {name: float(count) for name, count in drops.items()}
         return shared(total, wishes, room), {}
@@ -266,12 +267,12 @@ class GGR(DropGrow):
     def _candidates(self, view: LayerView, count: int, returning: Tensor) -> tuple[Tensor, Tensor]:
         """The best positions of a layer, and their scores as they are compared across layers."""
         if self.normalise == "l2":
-            positions, scores = _all_scores(view, returning)
+            positions, scores = all_scores(view, returning)
             norm = float(torch.linalg.vector_norm(scores))
             best = top_k(scores, count, what=view.name)
             return positions[best], scores[best] / norm if norm else scores[best]
         positions, scores = view.candidates(count, returning)
-        return positions, scores * _fan_in(view) ** 0.5 if self.normalise == "fan_in" else scores
+        return positions, scores * fan_in(view) ** 0.5 if self.normalise == "fan_in" else scores
 
     def _place(
         self,
@@ -294,7 +295,7 @@ class GGR(DropGrow):
         if self.rho < 1:
             wanted = min(wanted, int((scores > 0).sum()))
         best = positions[top_k(scores, wanted, what=view.name)].to(returning.device)
-        rest = _at_random_besides(view, best, count - wanted, returning, self.seed, step)
+        rest = at_random_besides(view, best, count - wanted, returning, self.seed, step)
         return torch.cat([best, rest]).sort().values if len(rest) else best
 
     def _placed(self, count: int) -> int:
@@ -324,7 +325,7 @@ class GGR(DropGrow):
     def _floors(self, views: Views) -> dict[str, int]:
         """The live weights below which a layer drops nothing."""
         if isinstance(self.floor, str):
-            return {name: _units(view) for name, view in views.items()}
+            return {name: units(view) for name, view in views.items()}
         if isinstance(self.floor, int):
             return dict.fromkeys(views, self.floor)
         total = sum(math.prod(view.shape) for view in views.values())
@@ -335,36 +336,3 @@ class GGR(DropGrow):
         erk = layer_counts("erk", views, min(live, sum(limits.values())) / total, capacity=limits)
         at_least = int(self.floor > 0)
         return {name: max(at_least, math.floor(self.floor * count)) for name, count in erk.items()}
-
-
-def _moving(views: Views) -> tuple[dict[str, LayerView], dict[str, int]]:
-    """The layers that take part, by name, and what lives there."""
-    moving = {name: views[name] for name in sorted(views) if not views[name].frozen}
-    return moving, {name: view.num_active for name, view in moving.items()}
-
-
-def _all_scores(view: LayerView, returning: Tensor) -> tuple[Tensor, Tensor]:
-    return view.candidates(view.num_growable(returning), returning)
-
-
-def _at_random_besides(
-    view: LayerView, taken: Tensor, count: int, returning: Tensor, seed: int, step: int
-) -> Tensor:
-    """The ``count`` growable positions that come first in the drawn order among those not ``taken``."""
-    drawn = count
-    while True:  # every position more that is drawn adds at most one, so the count is hit and never passed
-        positions = view.grow_at_random(drawn, returning, seed, step)
-        rest = positions[~torch.isin(positions, taken, assume_unique=True)]
-        if len(rest) == count:
-            return rest
-        drawn += count - len(rest)
-
-
-def _units(view: LayerView) -> int:
-    """Output units of a layer."""
-    return view.shape[1] * view.geometry.groups if view.geometry.transposed else view.shape[0]
-
-
-def _fan_in(view: LayerView) -> int:
-    """Weights of an output unit."""
-    return math.prod(view.shape) // _units(view)
