@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -312,11 +313,32 @@ def test_a_method_that_never_updates_is_named():
     ]
 
 
+def test_a_plan_without_a_length_takes_one_and_says_so():
+    model = nn.Linear(50, 40)
+    found = ss.plan(model, ss.GGR(density=0.1), example_input=torch.zeros(1, 50))
+    assert found.warnings == ["planned as for a run of 10,000 steps: give total_steps= for yours"]
+    same = ss.plan(model, ss.GGR(density=0.1), example_input=torch.zeros(1, 50), total_steps=10_000)
+    assert found.flops == same.flops
+    assert found.layers == same.layers
+    assert ss.plan(model, ss.GGR(density=0.1, update_end=1000)).warnings == []
+    with pytest.raises(ValueError, match="give total_steps="):
+        ss.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), ss.GGR(density=0.1))
+
+
+def test_any_integer_is_a_length():
+    model = nn.Linear(50, 40)
+    sparse = ss.attach(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), ss.Static(0.1), total_steps=np.int64(20)
+    )
+    assert type(sparse.total_steps) is int
+    assert sparse.total_steps == 20
+
+
 @pytest.mark.parametrize(
     ("method", "more", "message"),
     [
         (ss.Static(0.1), {"layers": "head"}, "'head' matches no parameter"),
-        (ss.SET(0.1), {}, "update_end=0.75 is a fraction of the run: give total_steps="),
+        (ss.SET(0.1), {"total_steps": 0}, "total_steps must be an int >= 1 or None, got 0"),
         (ss.GMP(0.1, update_begin=1), {"total_steps": 10}, "density 0.1 would never be reached"),
         (ss.Static(0.5), {"source": ss.RandomSource(0.2)}, "limited by the source"),
         (ss.Magnitude(0.5), {"source": ss.RandomSource(0.2)}, "the source holds only"),

@@ -30,10 +30,13 @@ from .execution.interface import FirstSite
 from .execution.power import check as check_power
 from .layers import Layer, find, left_dense
 from .methods import Method
-from .methods.base import GLOBAL, check_attachable, layer_counts
+from .methods.base import GLOBAL, Views, check_attachable, layer_counts
+from .schedules import LengthMissing, run_length
 from .sources import Source, or_dense, refuse_locked
 from .tables import percent, size, table
 from .topology import first_site
+
+EXAMPLE_STEPS = 10_000  # of a run whose length nobody gave
 
 
 @dataclass(frozen=True)
@@ -178,13 +181,15 @@ def plan(
     """What ``attach`` would do, without touching the model.
 
     Args:
-        model, method, source, layers, total_steps, execution, power: as for ``attach``.
+        model, method, source, layers, execution, power: as for ``attach``.
+        total_steps: as for ``attach``; a method whose schedule is in parts of the run is planned, and a warning says
+            so, as for 10,000 steps without it, where ``attach`` refuses.
         optimizer: counted in the memory column: the state tensors it keeps per weight.
         example_input: a batch (tensor, tuple or dict of arguments); with it FLOPs are counted, and layers timed for
             ``execution="auto"``.
 
     Raises:
-        ValueError: whatever ``attach`` would refuse about model, method and source.
+        ValueError: whatever else ``attach`` would refuse about model, method and source.
 
     Example:
         >>> import startsparse as ss
@@ -202,7 +207,7 @@ def plan(
     views = {name: site.view() for name, site in sites.items()}
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        method.check(views, total_steps)
+        total_steps = _length(method, views, run_length(total_steps))
     starts = {name: _start_count(start.mask, sites[name]) for name, start in method.start(views).items()}
     sizes = {name: math.prod(layer.shape) for name, layer in found.items()}
     total, start_count = sum(sizes.values()), sum(starts.values())
@@ -257,6 +262,22 @@ def plan(
             all(choice.execution == "masked" for choice in choices.values()),
         ),
     )
+
+
+def _length(method: Method, views: Views, total_steps: int | None) -> int | None:
+    """Steps of the run, checked; one of ``EXAMPLE_STEPS`` where none are given and the method counts in parts of a run."""
+    if total_steps is None:
+        try:
+            method.check(views, None)
+        except LengthMissing:
+            warnings.warn(
+                f"planned as for a run of {EXAMPLE_STEPS:,} steps: give total_steps= for yours", stacklevel=2
+            )
+            total_steps = EXAMPLE_STEPS
+        else:
+            return None
+    method.check(views, total_steps)
+    return total_steps
 
 
 def _flops(

@@ -6,9 +6,36 @@ A step is an optimizer step, counted from 0. Bounds are steps (int) or fractions
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 FRACTIONS = ("cosine", "linear", "constant", "steps")
+
+
+class LengthMissing(ValueError):
+    """A schedule counts in parts of a run whose length nobody gave."""
+
+
+def run_length(total_steps: Any) -> int | None:
+    """``total_steps`` as an int, whatever integer it is.
+
+    Raises:
+        ValueError: it is neither None nor an integer of 1 or more.
+
+    Example:
+        >>> run_length(100), run_length(None)
+        (100, None)
+    """
+    if total_steps is None:
+        return None
+    try:
+        steps = 0 if isinstance(total_steps, bool) else operator.index(total_steps)
+    except TypeError:
+        steps = 0
+    if steps < 1:
+        raise ValueError(f"total_steps must be an int >= 1 or None, got {total_steps!r}")
+    return steps
 
 
 def as_step(value: float, total_steps: int | None, field: str) -> int:
@@ -32,7 +59,7 @@ def as_step(value: float, total_steps: int | None, field: str) -> int:
             f"{field}={value!r} is not a fraction of the run: write an int for steps, a float in [0, 1]"
         )
     if total_steps is None:
-        raise ValueError(
+        raise LengthMissing(
             f"{field}={value!r} is a fraction of the run: give total_steps=, or {field} in steps (int)"
         )
     return round(value * total_steps)

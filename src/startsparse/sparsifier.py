@@ -30,6 +30,7 @@ from .names import nearest, plain
 from .passes import Passes
 from .probing import probes
 from .report import Report, build_dynamics, build_report
+from .schedules import run_length
 from .sources import Source, describe, or_dense, refuse_locked
 from .topology import Topology
 
@@ -96,13 +97,7 @@ def attach(
     refuse_locked(source)
     if execution not in EXECUTIONS:
         raise ValueError(f"unknown execution {execution!r}: {nearest(str(execution), EXECUTIONS)}")
-    if (
-        isinstance(total_steps, bool)
-        or not isinstance(total_steps, int | None)
-        or total_steps == 0
-        or (total_steps or 1) < 1
-    ):
-        raise ValueError(f"total_steps must be an int >= 1 or None, got {total_steps!r}")
+    total_steps = run_length(total_steps)
     given = {"data": data, "loss_fn": loss_fn, "example_input": example_input}
     used = {*method.needs, *(["example_input"] if execution == "auto" else [])}
     missing = [name for name in method.needs if given[name] is None]

@@ -18,6 +18,7 @@ from ..layers import Layer, find, is_conv1d, left_dense
 from ..methods.ranked import RankedSearch
 from ..methods.search import Scored, SearchMethod
 from ..names import plain
+from ..schedules import run_length
 from ..sources import Source, Support, or_dense
 from .engine import Search
 from .signals import Loss, measure
@@ -79,10 +80,7 @@ def search(
             f"method must be a search such as ss.Jackpot(density=0.1), got {method!r}; methods that train weights go "
             "to ss.attach"
         )
-    if total_steps is not None and (
-        isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1
-    ):
-        raise ValueError(f"total_steps must be an int >= 1 or None, got {total_steps!r}")
+    total_steps = run_length(total_steps)
     found, excluded = _layers(model, method, layers)
     _check(model, found)
     _check_axes(method, found)
