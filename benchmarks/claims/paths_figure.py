@@ -1,12 +1,13 @@
 """Accuracy against training FLOPs: one small panel a scheme, its way from dense into ever thinner random sources.
 
 Every panel has the ways of all other schemes (in balanced sources) in grey, and the random masks that were trained from
-the start as stars.
+the start as stars. What falls far below the others stands at the lower edge as a cross, with its accuracy beside it.
 Rules are told apart by colour (of Okabe and Ito's palette), by mark and by line style; densities stand at the points.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ RULES = {  # distribution of a source -> colour, mark, line
     "balanced": ("#0072B2", "o", "-"),
     "erk": ("#D55E00", "s", "--"),
     "uniform": ("#009E73", "^", ":"),
+    "pyramidal": ("#CC79A7", "D", "-."),
 }
 GREY = "#c8c8c8"
+FAR = 5.0  # points below the others' worst
 Key = tuple[str, str]
 
 
@@ -45,6 +48,7 @@ def draw(
     rows = math.ceil(len(schemes) / columns)
     figure = Figure(figsize=(2.5 * columns, 2.6 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    floor = _floor([y for _, y in found.values()])
     shown = [scheme for scheme in schemes if (scheme, "dense") in found]
     for panel, scheme in zip(panels.flat, schemes, strict=False):
         for other in shown:
@@ -57,7 +61,7 @@ def draw(
                 said = label if panel is panels[0, -1] else ""
                 panel.annotate(said, (x, y), (6, -9), textcoords="offset points", fontsize=6.5)
         for rule, (color, mark, line) in RULES.items():
-            _way(panel, found, scheme, rule, color, mark, line)
+            _way(panel, found, scheme, rule, (color, mark, line), floor)
         if (scheme, "dense") in found:
             panel.plot(*found[scheme, "dense"], "o", mfc="white", mec="black", ms=7, zorder=5)
         panel.set_title(scheme, fontsize=9, fontweight="bold")
@@ -80,19 +84,31 @@ def way(found: Mapping[Key, tuple[float, float]], scheme: str, rule: str) -> lis
     return ["dense", *sorted(inside, key=lambda source: -float(source.split()[1]))]
 
 
-def _way(panel, found, scheme: str, rule: str, color: str, mark: str, line: str) -> None:
+def _floor(accuracies: Sequence[float]) -> float:
+    """The lowest accuracy above the widest gap of more than ``FAR`` points, if there is one."""
+    ordered = sorted(accuracies)
+    gaps = [(high - low, high) for low, high in itertools.pairwise(ordered)]
+    widest, above = max(gaps, default=(0.0, 0.0))
+    return above if widest > FAR else ordered[0]
+
+
+def _way(panel, found, scheme: str, rule: str, look: tuple[str, str, str], floor: float) -> None:
+    color, mark, line = look
     sources = way(found, scheme, rule)
     if (scheme, "dense") not in found or len(sources) < 2:
         return
     x, y = zip(*(found[scheme, source] for source in sources), strict=True)
-    panel.plot(x, y, line, color=color, lw=1.3, zorder=4)
-    panel.plot(x[1:], y[1:], mark, color=color, ms=4, zorder=4)
-    if rule == "balanced":
-        for source, at, height in zip(sources[1:], x[1:], y[1:], strict=True):
-            density = source.split()[1].removeprefix("0")
-            panel.annotate(
-                density, (at, height), (0, 5), textcoords="offset points", fontsize=6.5, ha="center"
-            )
+    panel.plot(x, [max(at, floor) for at in y], line, color=color, lw=1.3, zorder=4)
+    for source, at, height in zip(sources[1:], x[1:], y[1:], strict=True):
+        panel.plot(at, max(height, floor), mark if height >= floor else "x", color=color, ms=4, zorder=4)
+        said = ""
+        if height < floor:
+            said = f"{height:.0f} %"
+        elif rule == "balanced":
+            said = source.split()[1].removeprefix("0")
+        panel.annotate(
+            said, (at, max(height, floor)), (0, 5), textcoords="offset points", fontsize=6.5, ha="center"
+        )
 
 
 def _legend(panel, found) -> None:
