@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .names import matches, nearest
+from .scalars import as_plain
 
 Shapes = Mapping[str, tuple[int, ...]]
 Rule = Callable[[Shapes, float], tuple[dict[str, float], dict[str, float]]]
@@ -158,7 +159,8 @@ def densities(
         >>> {k: round(v, 6) for k, v in densities("balanced", shapes, 0.1).items()}
         {'fc1': 0.054464, 'fc2': 0.427, 'fc3': 1.0}
     """
-    if not 0 < density <= 1:
+    density = as_plain(density)
+    if type(density) not in (int, float) or not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1], got {density!r}")
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     capacity = dict(sizes if capacity is None else capacity)

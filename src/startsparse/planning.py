@@ -31,6 +31,7 @@ from .execution.power import check as check_power
 from .layers import Layer, find, left_dense
 from .methods import Method
 from .methods.base import GLOBAL, Views, check_attachable, layer_counts
+from .scalars import as_plain
 from .schedules import LengthMissing, run_length
 from .sources import Source, or_dense, refuse_locked
 from .tables import percent, size, table
@@ -198,6 +199,7 @@ def plan(
         11910
     """
     check_attachable(method)
+    power = as_plain(power)
     check_power(power, method)
     refuse_locked(source)
     source = or_dense(source)

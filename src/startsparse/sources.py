@@ -20,6 +20,7 @@ from .layers import Layer
 from .layouts import Layout, parse
 from .masks import validate
 from .names import nearest
+from .scalars import make_plain
 from .selection import select
 
 
@@ -89,6 +90,7 @@ class RandomSource:
     name: ClassVar[str] = "random"
 
     def __post_init__(self):
+        make_plain(self)
         if (
             isinstance(self.density, bool)
             or not isinstance(self.density, int | float)

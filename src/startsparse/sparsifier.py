@@ -30,6 +30,7 @@ from .names import nearest, plain
 from .passes import Passes
 from .probing import probes
 from .report import Report, build_dynamics, build_report
+from .scalars import as_plain
 from .schedules import run_length
 from .sources import Source, describe, or_dense, refuse_locked
 from .topology import Topology
@@ -97,7 +98,7 @@ def attach(
     refuse_locked(source)
     if execution not in EXECUTIONS:
         raise ValueError(f"unknown execution {execution!r}: {nearest(str(execution), EXECUTIONS)}")
-    total_steps = run_length(total_steps)
+    total_steps, power = run_length(total_steps), as_plain(power)
     given = {"data": data, "loss_fn": loss_fn, "example_input": example_input}
     used = {*method.needs, *(["example_input"] if execution == "auto" else [])}
     missing = [name for name in method.needs if given[name] is None]

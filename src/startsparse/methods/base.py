@@ -16,6 +16,7 @@ from ..distributions import names as distribution_names
 from ..draw import Drawn
 from ..flow import Repair
 from ..names import nearest
+from ..scalars import make_plain
 from ..selection import top_k, top_k_across
 from .reduced import Growth
 from .view import Change, LayerView
@@ -71,6 +72,7 @@ class Method:
     penalty: ClassVar[str] = "auto"  # how weights are pulled: "gradient", "decoupled" or by the optimizer
 
     def __post_init__(self):
+        make_plain(self)
         if (
             isinstance(self.density, bool)
             or not isinstance(self.density, int | float)

@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import draw
 from ..distributions import Scaled
 from ..names import nearest
+from ..scalars import make_plain
 from .renewal import Standing, Swap
 
 BATCH_NORM = ("update", "freeze", "reestimate")
@@ -112,6 +113,7 @@ class SearchMethod:
     soft: ClassVar[bool] = False  # layers compute with something else than the weight on the mask
 
     def __post_init__(self):
+        make_plain(self)
         self._integer("seed", low=None)
         self._one_of("batch_norm", BATCH_NORM)
         self._one_of("classifier", CLASSIFIER)
