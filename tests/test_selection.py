@@ -104,7 +104,9 @@ def test_infinities():
     scores = torch.tensor([math.inf, -math.inf, 0.0, math.inf, -math.inf])
     assert top_k(scores, 2).tolist() == [True, False, False, True, False]
     assert top_k(scores, 3).tolist() == [True, False, True, True, False]
-    with pytest.raises(ValueError, match=r"cannot take 4 of 3 positions \(conv1\)"):
+    with pytest.raises(
+        ValueError, match=r"cannot take 4 of 3 positions \(conv1\): lower the density or enlarge the source"
+    ):
         top_k(scores, 4, what="conv1")
 
 

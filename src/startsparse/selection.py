@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .layouts import Layout
 
+_REMEDY = "lower the density or enlarge the source"
 _JOINED = 1 << 22  # scores of all layers that are joined into one array
 
 
@@ -161,7 +162,7 @@ def top_k_in_rows(
         room = int((~scores.isneginf()).sum(1).min())
         if room < count:
             raise ValueError(
-                f"{what}: cannot take {count} of the {room} positions that one of its groups allows"
+                f"{what}: cannot take {count} of the {room} positions that one of its groups allows: {_REMEDY}"
             )
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64) and count > 0:
         return _top_k_in_rows(scores.detach(), count, prefer)
@@ -215,7 +216,7 @@ def top_k_in_groups(scores: Tensor, groups: Tensor, counts: Tensor, *, what: str
     if bool((sizes < counts).any()):
         short = int((sizes < counts).nonzero()[0])
         raise ValueError(
-            f"{what}: cannot take {int(counts[short])} of the {int(sizes[short])} of group {short}"
+            f"{what}: cannot take {int(counts[short])} of the {int(sizes[short])} positions of group {short}: {_REMEDY}"
         )
     order = scores.sort(descending=True, stable=True).indices
     order = order[groups[order].sort(stable=True).indices]
@@ -237,7 +238,7 @@ def _check(scores: Mapping[str, Tensor], count: int) -> None:
         else:
             available += score.numel()
     if not 0 <= count <= available:
-        raise ValueError(f"cannot take {count} of {available} positions ({', '.join(scores)})")
+        raise ValueError(f"cannot take {count} of {available} positions ({', '.join(scores)}): {_REMEDY}")
 
 
 def _of_one_type(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -37,7 +37,13 @@ def untouched(model, before):
         (
             ss.JackpotNM(),
             {"source": ss.RandomSource(0.25, layout="1:4")},
-            r"0.weight: cannot take 2 of the 1 positions|cannot take 144 of 72 positions \(0.weight\)",
+            r"0.weight: scope 2:4 keeps 2 weights of every group, and the source leaves one of them only 1: a source of "
+            r"layout='2:4' or a denser one leaves enough",
+        ),
+        (
+            ss.Jackpot(0.3, scope="row"),
+            {"source": ss.RandomSource(0.3)},
+            r"jackpot: 0.weight: scope row keeps \d+ weights of every group, and the source leaves one of them only \d+",
         ),
         (
             ss.Jackpot(0.5, scope="channel"),

@@ -18,6 +18,7 @@ from .renewal import Swap, wanted_in_rows
 from .search import Layers, Scored, SearchMethod, progress, uniform
 from .search_scopes import (
     check_groups,
+    check_room,
     choose,
     group_size,
     grouped,
@@ -171,6 +172,8 @@ class RankedSearch(SearchMethod):
         layout = layout_of(self.scope)
         for name, count in self.counts(layers).items():
             layers[name].count = count
+        sources = {name: layer.source for name, layer in layers.items()}
+        check_room(self.name, self.scope, {name: layer.count for name, layer in layers.items()}, sources)
         first: dict[str, Tensor] = {}
         for name, layer in layers.items():
             if self.init in ("proportional", "neutral", "zero"):

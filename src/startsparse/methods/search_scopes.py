@@ -111,6 +111,29 @@ def check_groups(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
+def check_room(
+    method: str, scope: str, counts: Mapping[str, int], sources: Mapping[str, Tensor | None]
+) -> None:
+    """Refuse a source that leaves a group fewer positions than the scope keeps of it.
+
+    Raises:
+        ValueError: names the layer, its tightest group and the remedy.
+    """
+    layout = layout_of(scope)
+    if layout.whole:
+        return
+    for name, source in sources.items():
+        if source is None or not source.numel():
+            continue
+        room = grouped(source, layout).sum(1)
+        kept, tightest = counts[name] // len(room), int(room.argmin())
+        if int(room[tightest]) < kept:
+            raise ValueError(
+                f"{method}: {name}: scope {scope} keeps {kept} weights of every group, and the source leaves one of "
+                f"them only {int(room[tightest])}: a source of layout={str(layout)!r} or a denser one leaves enough"
+            )
+
+
 def legal_count(layout: Layout, shape: tuple[int, ...], count: int, name: str) -> int:
     """The number of active weights nearest to ``count`` that the scope can have.
 
