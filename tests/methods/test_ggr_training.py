@@ -162,6 +162,19 @@ def test_without_any_gradient_layers_keep_their_size():
     assert counts(run.sparse) == start and run.sparse.report().num_moved > 0
 
 
+def test_updates_in_a_row_without_any_gradient_say_it_once():
+    run = Run(seeded(perceptron), make(), execution="masked", steps=40)
+    said = []
+    for trained in (False, True, False):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for step in range(12):
+                run.step(batch(step, 8, 12)) if trained else run.optimizer.step()
+                run.optimizer.zero_grad()
+        said.append(sum("no gradient reached" in str(one.message) for one in caught))
+    assert said == [1, 0, 1] and run.sparse.report().num_updates > 6
+
+
 def counts_of(model: nn.Module) -> list[int]:
     """Live weights of the layers as training begins."""
     model = copy.deepcopy(model)

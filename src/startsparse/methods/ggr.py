@@ -25,6 +25,7 @@ COUNTS = ("top_gradients", "mean_gradient", "sum_gradient", "live", "dropped")
 NORMS = ("none", "l2", "fan_in")
 SCOPES = ("layer", "global")
 UNITS = "units"
+SILENT = "silent"  # the memory of an update that no gradient reached
 PATIENCE = 3  # updates in a row without growth before it is said aloud
 
 Found = dict[str, tuple[Tensor, Tensor]]  # layer name -> candidates and their scores
@@ -172,13 +173,20 @@ class GGR(DropGrow):
         returning = {name: gone[:0] if self.exclude_dropped else gone for name, gone in dropped.items()}
         counts, found = self._counts(moving, drops, room, returning)
         changes, moves = {}, sum(drops.values()) > 0
+        silent = moves and bool(found) and not any(len(positions) for positions, _ in found.values())
+        if silent and not any(SILENT in view.memory for view in moving.values()):  # else it was said
+            warnings.warn(
+                f"{self.name}: no gradient reached an inactive weight: every layer gets back as many as it dropped",
+                stacklevel=6,
+            )
+        said = {SILENT: torch.tensor(1)} if silent else {}
         for name, view in moving.items():
             grown = self._place(view, counts[name], found.get(name), returning[name], step)
             needy = room[name] > 0 and (drops[name] > 0 or live[name] <= floors[name])
             left = live[name] - drops[name]
             starved = self._starved(view, left) if needy and moves and not counts[name] else 0
             change = moved(dropped[name], grown)
-            changes[name] = replace(change, memory={"starved": torch.tensor(starved)})
+            changes[name] = replace(change, memory={"starved": torch.tensor(starved)} | said)
         return changes
 
     def _affordable(
@@ -243,11 +251,6 @@ class GGR(DropGrow):
                 total,
             )
             counts = {name: len(positions) for name, (positions, _) in found.items()}
-            if total and not any(counts.values()):
-                warnings.warn(
-                    f"{self.name}: no gradient reached an inactive weight: every layer gets back as many as it dropped",
-                    stacklevel=7,
-                )
             rest = total - sum(counts.values())
             others = shared(rest, drops, {name: room[name] - counts[name] for name in views})
             return {name: counts[name] + others[name] for name in views}, found
