@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import common
 
 import startsparse as ss
@@ -11,6 +13,7 @@ SOURCE = "Gadhikar et al. 2023, Why Random Pruning Is All We Need to Start Spars
 SEEDS = range(10)
 DENSITIES = (0.03, 0.01)
 METHODS = ("static", "set", "rigl")
+KEPT = ("test_accuracy", "density", "live_weights", "flops", "steps")
 
 
 def runs() -> list[dict]:
@@ -24,28 +27,33 @@ def run(seed: int) -> dict:
 
 
 def every_case(data: common.Data, seed: int, densities: tuple[float, ...], **length) -> dict:
-    """Every method at every density; the count of live weights is looked at each step."""
+    """Every method at every density, SGD with a cosine; the same initial weights and batches for every method."""
+
+    def fit(method, look) -> dict:
+        model = common.make_model("mlp", data, seed, widths=(256, 256))
+        plain = {"momentum": 0.9, "weight_decay": 0.0}
+        result = common.train(model, data, method, lr=0.1, options=plain, seed=seed, each_step=look, **length)
+        return {key: result[key] for key in KEPT}
+
+    return counted(fit, seed, densities)
+
+
+def counted(
+    fit: Callable[..., dict], seed: int, densities: tuple[float, ...], update_interval: int = 20
+) -> dict:
+    """Every method at every density by ``fit(method, each_step)``; live weights are counted after each step."""
     found = {}
     for density in densities:
         for name in METHODS:
-            often = {} if name == "static" else {"update_interval": 20}
+            often = {} if name == "static" else {"update_interval": update_interval}
             method = ss.methods.make(name, density=density, distribution="balanced", seed=seed, **often)
-            found[f"{name}@{density:g}"] = train(method, data, seed, **length)
+            counts: set[int] = set()
+
+            def look(done, model, sparse, counts=counts) -> None:
+                counts.add(sum(int(mask.sum()) for mask in sparse.masks.values()))
+
+            found[f"{name}@{density:g}"] = fit(method, look) | {"counts_seen": sorted(counts)}
     return found
-
-
-def train(method, data: common.Data, seed: int, **length) -> dict:
-    """SGD with a cosine; the same initial weights and batches for every method."""
-    model = common.make_model("mlp", data, seed, widths=(256, 256))
-    counts: set[int] = set()
-
-    def look(done, model, sparse) -> None:
-        counts.add(sum(int(mask.sum()) for mask in sparse.masks.values()))
-
-    plain = {"momentum": 0.9, "weight_decay": 0.0}
-    result = common.train(model, data, method, lr=0.1, options=plain, seed=seed, each_step=look, **length)
-    kept = {key: result[key] for key in ("test_accuracy", "density", "live_weights", "flops", "steps")}
-    return kept | {"counts_seen": sorted(counts)}
 
 
 def judge(
