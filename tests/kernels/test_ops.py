@@ -145,6 +145,24 @@ def test_second_derivatives_are_refused():
         dx.sum().backward()
 
 
+def test_what_has_changed_since_the_forward_pass_is_refused():
+    x, values, bias, blob, *_ = linear_arguments()
+    y = kernels.sparse_linear(x, values, blob, 6, bias)
+    with torch.no_grad():
+        values.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    y = kernels.sparse_linear(x, values, blob, 6, bias)
+    x.data = x.data.half()
+    with pytest.raises(ValueError, match="x must be a float32 tensor"):
+        y.sum().backward()
+    x.data = x.data.float()
+    y = kernels.sparse_linear(x, values, blob, 6, bias)
+    values.data = values.data[:-1].clone()
+    with pytest.raises(ValueError, match="one per weight of the pattern"):
+        y.sum().backward()
+
+
 def test_the_result_is_the_same_every_time():
     pattern = kernels.Pattern.from_mask(torch.rand(200, 300) < 0.1)
     x, dy = torch.randn(130, 300), torch.randn(130, 200)

@@ -8,8 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from startsparse.kernels.geometry import ConvShape, Layer, conv_layer, lanes_for, linear_lanes, linear_layer
-from startsparse.kernels.library import threads
+from startsparse.kernels.geometry import (
+    ConvShape,
+    Layer,
+    Pair,
+    conv_layer,
+    lanes_for,
+    linear_lanes,
+    linear_layer,
+)
 
 _HEADER = ctypes.c_int64 * 16
 
@@ -54,38 +61,36 @@ def columns_of(pattern: Tensor) -> int:
     return _HEADER.from_address(pattern.data_ptr())[3]
 
 
-def linear_of(x: Tensor, batch: int | None, weights: int, outputs: int) -> Layer:
-    """The layer that takes x: row-major [..., features], or blocked [tiles, features, lanes]."""
+def linear_of(x: torch.Size, batch: int | None, weights: int, outputs: int, threads: int) -> Layer:
+    """The layer that takes x of this shape: row-major [..., features], or blocked [tiles, features, lanes]."""
     if batch is None:
-        if x.dim() < 1:
+        if not x:
             raise ValueError("startsparse: x must be [..., features], not a number")
-        features = x.shape[-1]
-        items = x.numel() // features if features else x.shape[:-1].numel()
-        lanes = linear_lanes(items, features + outputs, weights, threads())
+        features, items = x[-1], x[:-1].numel()
+        lanes = linear_lanes(items, features + outputs, weights, threads)
         return linear_layer(items, features, lanes, False)
-    require(x.dim() == 3, "blocked x must be [tiles, features, lanes], not {}", list(x.shape))
+    require(len(x) == 3, "blocked x must be [tiles, features, lanes], not {}", list(x))
     check_blocked(x, batch)
-    return linear_layer(batch, x.shape[1], x.shape[2], True)
+    return linear_layer(batch, x[1], x[2], True)
 
 
-def conv_of(x: Tensor, batch: int | None, shape: ConvShape) -> Layer:
-    """The convolution that takes x: row-major [batch, channels, height, width], or blocked, lanes last."""
+def conv_of(x: torch.Size, batch: int | None, shape: ConvShape) -> Layer:
+    """The convolution that takes x of this shape: row-major [batch, channels, height, width], or blocked, lanes last."""
     if batch is None:
-        return conv_layer(x.shape[0], shape, conv_lanes(x.shape[0], shape), False)
+        return conv_layer(x[0], shape, conv_lanes(x[0], shape), False)
     check_blocked(x, batch)
-    return conv_layer(batch, shape, x.shape[-1], True)
+    return conv_layer(batch, shape, x[-1], True)
 
 
-def conv_shape(x: Tensor, batch: int | None, arguments: Sequence) -> ConvShape:
-    """The shape of a convolution of x with these ``kernel_size, stride, padding, dilation, groups``."""
+def conv_shape(x: torch.Size, batch: int | None, pairs: Sequence[Pair], groups: int) -> ConvShape:
+    """The shape of a convolution of x, of this shape, with these ``kernel_size, stride, padding, dilation``."""
     dims = "[batch, channels, height, width]" if batch is None else "[tiles, channels, height, width, lanes]"
-    require(x.dim() == (4 if batch is None else 5), "x must be {}, not {}", dims, list(x.shape))
-    *pairs, groups = arguments
-    kernel, stride, padding, dilation = (tuple(pair) for pair in pairs)
-    channels = x.shape[1]
+    require(len(x) == (4 if batch is None else 5), "x must be {}, not {}", dims, list(x))
+    kernel, stride, padding, dilation = pairs
+    channels = x[1]
     divides = groups > 0 and channels % groups == 0
     require(divides, "{} channels do not divide into {} groups", channels, groups)
-    shape = ConvShape(channels, (x.shape[2], x.shape[3]), kernel, stride, padding, dilation, groups)
+    shape = ConvShape(channels, (x[2], x[3]), kernel, stride, padding, dilation, groups)
     sane = min(*kernel, *stride, *dilation) > 0 and min(padding) >= 0
     require(sane, "there is no such convolution: {}", shape)
     require(min(shape.out_size) > 0, "the kernel is larger than the padded image: {}", shape)
@@ -98,9 +103,9 @@ def conv_lanes(batch: int, shape: ConvShape) -> int:
     return lanes_for(batch, height * width if shape.kernel[1] == 1 else width)
 
 
-def check_blocked(x: Tensor, batch: int) -> None:
+def check_blocked(x: torch.Size, batch: int) -> None:
     """Blocked [tiles, ..., lanes] holds this batch."""
-    tiles, lanes = x.shape[0], x.shape[-1]
+    tiles, lanes = x[0], x[-1]
     require(lanes > 0 and lanes % 16 == 0, "blocked x needs a multiple of 16 lanes, not {}", lanes)
     fits = batch >= 0 and tiles == -(-batch // lanes)
     require(fits, "{} tiles of {} lanes do not hold a batch of {}", tiles, lanes, batch)

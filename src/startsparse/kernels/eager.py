@@ -35,7 +35,7 @@ class Passes:
     Attributes:
         prepare: (x, values, bias, pattern, *rest) -> the checked call, which both passes take first.
         forward: (call, x, values, bias, pattern) -> y.
-        backward: (call, dy, x, values, pattern, outputs, wanted) -> the wanted gradients, None for the others.
+        backward: (call, dy, x, values, pattern, wanted) -> the wanted gradients, None for the others.
         operator: the registered backward pass.
     """
 
@@ -63,30 +63,31 @@ def run(passes: Passes, x: Tensor, values: Tensor, bias: Tensor | None, pattern:
     if torch.is_grad_enabled():
         wanted = x.requires_grad, values.requires_grad, bias is not None and bias.requires_grad
         if any(wanted):
-            return _apply(x, values, bias, pattern, call, passes, wanted, rest)
+            return _apply(x, values, bias, (passes, call, pattern, wanted, rest, x.shape, values.shape))
     return passes.forward(call, x, values, bias, pattern)
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, values, bias, pattern, call, passes, wanted, rest):
+    def forward(ctx, x, values, bias, held):
         ctx.save_for_backward(x, values)
-        ctx.call = call, passes, pattern, wanted, rest, x.shape, values.shape
+        ctx.held = held
+        passes, call, pattern, *_ = held
         return passes.forward(call, x, values, bias, pattern)
 
     @staticmethod
     def backward(ctx, dy):
-        call, passes, pattern, wanted, rest, x_shape, shape = ctx.call
+        passes, call, pattern, wanted, rest, x_shape, shape = ctx.held
         x, values = ctx.saved_tensors
-        outputs, *others = rest
         if torch.is_grad_enabled() or not is_plain(dy, x, values):
-            grads = passes.operator(dy, x, values, pattern, *others, wanted)
+            grads = passes.operator(dy, x, values, pattern, *rest[1:], wanted)
             dx, dw, db = (grad if want else None for grad, want in zip(grads, wanted, strict=True))
         else:
-            if x.shape != x_shape or values.shape != shape or values.dtype != torch.float32:
+            float32 = x.dtype == values.dtype == torch.float32
+            if not float32 or x.shape != x_shape or values.shape != shape:
                 call = passes.prepare(x, values, None, pattern, *rest)  # says what has changed since
-            dx, dw, db = passes.backward(call, dy, x, values, pattern, outputs, wanted)
-        return dx, dw, db, None, None, None, None, None
+            dx, dw, db = passes.backward(call, dy, x, values, pattern, wanted)
+        return dx, dw, db, None
 
 
 # ``_Function.apply`` less its look for transforms, which ``is_plain`` has excluded.

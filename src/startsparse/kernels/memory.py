@@ -19,12 +19,22 @@ def scratch(floats: int = 0) -> Tensor:
     if buffer is None or buffer.numel() < floats:
         with torch.inference_mode(False):
             buffer = _local.buffer = torch.empty(max(floats, 1024), dtype=torch.float32)
+        _local.room = buffer.data_ptr(), buffer.numel()
     return buffer
+
+
+def room() -> tuple[int, int]:
+    """Where this thread's scratch buffer begins, and how many floats it holds."""
+    found = getattr(_local, "room", None)
+    if found is None:
+        buffer = scratch()
+        return buffer.data_ptr(), buffer.numel()
+    return found
 
 
 def release_scratch() -> None:
     """Give this thread's scratch back."""
-    _local.buffer = None
+    _local.buffer = _local.room = None
 
 
 def keep_pages() -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from startsparse.kernels.geometry import Layer
-from startsparse.kernels.memory import scratch
+from startsparse.kernels.memory import room, scratch
 
 _WORDS = {
     1: "the pattern is not one that Pattern.build made (or it was cut short, or copied to an odd address)",
@@ -234,11 +234,10 @@ class NativeBackend:
 
 def _with_scratch(function, arguments: tuple, threads: int) -> None:
     """Call; where the scratch at hand is too small, the kernel says how much it needs."""
-    buffer = scratch()
-    status = function(*arguments, buffer.data_ptr(), buffer.numel(), threads)
+    status = function(*arguments, *room(), threads)
     if status < 0:
-        buffer = scratch(-status)
-        status = function(*arguments, buffer.data_ptr(), buffer.numel(), threads)
+        scratch(-status)
+        status = function(*arguments, *room(), threads)
     _check(status)
 
 

@@ -13,6 +13,8 @@ dense gradient never exists. Second derivatives are not implemented, and say so.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,11 +29,26 @@ from startsparse.kernels.checks import (
     linear_of,
     require,
 )
-from startsparse.kernels.geometry import ConvShape, Layer, linear_layer
+from startsparse.kernels.geometry import ConvShape, Layer, Pair, linear_layer
 from startsparse.kernels.library import backend, threads
 from startsparse.kernels.observe import notify
 
-Call = tuple[Layer, tuple[int, ...]]  # what a checked call computes, and the shape of its result
+
+class Call(NamedTuple):
+    """What follows from a call's shapes.
+
+    Attributes:
+        layer: what is computed.
+        shape: of the result.
+        outputs: of the layer.
+        team: threads that are worth waking.
+    """
+
+    layer: Layer
+    shape: tuple[int, ...]
+    outputs: int
+    team: int
+
 
 FEW = 1 << 18  # multiply-adds that are not worth waking a second thread for
 
@@ -68,25 +85,25 @@ _library.define("from_blocked(Tensor x, SymInt batch) -> Tensor", tags=_TAGS)
 # ---- passes --------------------------------------------------------------------------------------
 
 
-def _team(values: Tensor, layer: Layer) -> int:
+def _team(weights: int, layer: Layer, most: int) -> int:
     g = layer.geometry
-    few = values.numel() * g.batch * g.out_pixels <= FEW and g.batch * g.channels * g.plane <= FEW
-    return 1 if few else threads()
+    few = weights * g.batch * g.out_pixels <= FEW and g.batch * g.channels * g.plane <= FEW
+    return 1 if few else most
 
 
 def _forward(call: Call, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor) -> Tensor:
-    layer, shape = call
+    layer, shape, _, team = call
     y = torch.empty(shape, dtype=torch.float32)
     bias = None if bias is None else bias.contiguous()
-    backend().forward(layer, pattern, x.contiguous(), values.contiguous(), bias, y, _team(values, layer))
+    backend().forward(layer, pattern, x.contiguous(), values.contiguous(), bias, y, team)
     return y
 
 
 def _backward(
-    call: Call, dy: Tensor, x: Tensor, values: Tensor, pattern: Tensor, outputs: int, wanted: Sequence[bool]
+    call: Call, dy: Tensor, x: Tensor, values: Tensor, pattern: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Those gradients of x, values and bias that are wanted."""
-    layer, shape = call
+    layer, shape, outputs, team = call
     check_float("dy", dy)
     if dy.shape != shape:
         raise ValueError(f"startsparse: dy must be {list(shape)}, not {list(dy.shape)}")
@@ -96,25 +113,47 @@ def _backward(
     x, values = x.contiguous(), values.contiguous()
     dx = torch.empty_like(x) if want_x else None
     dw = torch.empty_like(values) if want_values else None
-    db = values.new_empty(outputs) if want_bias else None
-    backend().backward(layer, pattern, x, dy.contiguous(), values, dx, dw, db, _team(values, layer))
+    db = torch.empty(outputs, dtype=torch.float32) if want_bias else None
+    team = min(team, threads())  # fewer than in the forward pass, perhaps
+    backend().backward(layer, pattern, x, dy.contiguous(), values, dx, dw, db, team)
     return dx, dw, db
 
 
 def _linear_call(x, values, bias, pattern, out_features, batch=None) -> Call:
     check_float("x", x)
     check_weight(pattern, values, bias, out_features, 1)
-    layer = linear_of(x, batch, values.numel(), out_features)
-    return layer, _linear_shape(x, out_features, batch)
+    return _linear_plan(x.shape, out_features, batch, values.numel(), threads())
+
+
+@lru_cache(maxsize=4096)
+def _linear_plan(x: torch.Size, outputs: int, batch: int | None, weights: int, most: int) -> Call:
+    layer = linear_of(x, batch, weights, outputs, most)
+    return Call(layer, _linear_shape(x, outputs, batch), outputs, _team(weights, layer, most))
 
 
 def _conv_call(
     x, values, bias, pattern, out_channels, kernel, stride, padding, dilation, groups, batch=None
 ) -> Call:
     check_float("x", x)
-    shape = conv_shape(x, batch, (kernel, stride, padding, dilation, groups))
+    pairs = tuple(kernel), tuple(stride), tuple(padding), tuple(dilation)
+    call = _conv_plan(x.shape, out_channels, pairs, groups, batch, values.numel(), threads())
     check_weight(pattern, values, bias, out_channels, groups)
-    return conv_of(x, batch, shape), _conv_out_shape(x, out_channels, shape)
+    return call
+
+
+@lru_cache(maxsize=4096)
+def _conv_plan(
+    x: torch.Size,
+    outputs: int,
+    pairs: tuple[Pair, ...],
+    groups: int,
+    batch: int | None,
+    weights: int,
+    most: int,
+) -> Call:
+    shape = conv_shape(x, batch, pairs, groups)
+    layer = conv_of(x, batch, shape)
+    return Call(layer, _conv_out_shape(x, outputs, shape), outputs, _team(weights, layer, most))
 
 
 def _linear_forward(x, values, bias, pattern, *rest):
@@ -124,7 +163,7 @@ def _linear_forward(x, values, bias, pattern, *rest):
 def _linear_backward(dy, x, values, pattern, batch, wanted):
     outputs = dy.shape[-1 if batch is None else 1]
     call = _linear_call(x, values, None, pattern, outputs, batch)
-    return _whole(_backward(call, dy, x, values, pattern, outputs, wanted), values)
+    return _whole(_backward(call, dy, x, values, pattern, wanted), values)
 
 
 def _conv_forward(x, values, bias, pattern, *rest):
@@ -135,7 +174,7 @@ def _conv_backward(dy, x, values, pattern, kernel, stride, padding, dilation, gr
     outputs = dy.shape[1]
     conv = kernel, stride, padding, dilation, groups
     call = _conv_call(x, values, None, pattern, outputs, *conv, batch)
-    return _whole(_backward(call, dy, x, values, pattern, outputs, wanted), values)
+    return _whole(_backward(call, dy, x, values, pattern, wanted), values)
 
 
 def _whole(grads: tuple[Tensor | None, ...], values: Tensor) -> tuple[Tensor, ...]:
@@ -156,7 +195,7 @@ def _to_blocked(x: Tensor, lanes: int) -> Tensor:
 def _from_blocked(x: Tensor, batch: int) -> Tensor:
     check_float("x", x)
     require(x.dim() >= 3, "x must be [tiles, channels, ..., lanes], not {}", list(x.shape))
-    check_blocked(x, batch)
+    check_blocked(x.shape, batch)
     out = torch.empty((batch, *x.shape[1:-1]), dtype=torch.float32)
     layer = linear_layer(batch, x.shape[1:-1].numel(), x.shape[-1], False)
     backend().unpack(layer, x.contiguous(), out, threads())
@@ -166,12 +205,12 @@ def _from_blocked(x: Tensor, batch: int) -> Tensor:
 # ---- shapes, for real and fake tensors -----------------------------------------------------------
 
 
-def _linear_shape(x: Tensor, out_features: int, batch: int | None) -> tuple[int, ...]:
-    return (*x.shape[:-1], out_features) if batch is None else (x.shape[0], out_features, x.shape[2])
+def _linear_shape(x: torch.Size, out_features: int, batch: int | None) -> tuple[int, ...]:
+    return (*x[:-1], out_features) if batch is None else (x[0], out_features, x[2])
 
 
-def _conv_out_shape(x: Tensor, out_channels: int, shape: ConvShape) -> tuple[int, ...]:
-    return (x.shape[0], out_channels, *shape.out_size, *x.shape[4:])
+def _conv_out_shape(x: torch.Size, out_channels: int, shape: ConvShape) -> tuple[int, ...]:
+    return (x[0], out_channels, *shape.out_size, *x[4:])
 
 
 def _blocked_shape(x: Tensor, lanes: int) -> tuple[int, ...]:
@@ -187,7 +226,7 @@ def _grads(x: Tensor, values: Tensor, outputs: int, wanted: list[bool]) -> tuple
 
 
 def _fake_linear(x, values, bias, pattern, out_features, batch=None):
-    return x.new_empty(_linear_shape(x, out_features, batch))
+    return x.new_empty(_linear_shape(x.shape, out_features, batch))
 
 
 def _fake_linear_backward(dy, x, values, pattern, batch, wanted):
@@ -198,7 +237,7 @@ def _fake_conv(x, values, bias, pattern, out_channels, kernel, stride, padding, 
     shape = ConvShape(
         x.shape[1], (x.shape[2], x.shape[3]), tuple(kernel), tuple(stride), tuple(padding), tuple(dilation)
     )
-    return x.new_empty(_conv_out_shape(x, out_channels, shape))
+    return x.new_empty(_conv_out_shape(x.shape, out_channels, shape))
 
 
 def _fake_conv_backward(dy, x, values, pattern, kernel, stride, padding, dilation, groups, batch, wanted):
