@@ -28,12 +28,18 @@ def run(width: int, seed: int) -> dict:
 
 def every_case(data: common.Data, width: int, seed: int, **length) -> dict:
     """The same initial weights and the same batches for every case."""
-    cases = {"dense": None} | {
+    return {
+        name: train(method, data, (width, width), seed, **length) for name, method in methods(seed).items()
+    }
+
+
+def methods(seed: int) -> dict[str, ss.Static | None]:
+    """Dense, and every ratio at every density, by name."""
+    return {"dense": None} | {
         f"{ratio}@{density:g}": ss.Static(density=density, distribution=ratio, seed=seed)
         for ratio in RATIOS
         for density in DENSITIES
     }
-    return {name: train(method, data, (width, width), seed, **length) for name, method in cases.items()}
 
 
 def train(method, data: common.Data, widths: tuple[int, ...], seed: int, **length) -> dict:
@@ -45,13 +51,18 @@ def train(method, data: common.Data, widths: tuple[int, ...], seed: int, **lengt
 
 
 def judge(records: list[dict], gains_at: tuple[float, ...] = (0.1,)) -> str:
-    """Tables against dense; equivalence at W = 256, Page's trend test, and the gain by width at some densities."""
-    cases = common.one_by_one(records)
+    """The cases of each width."""
+    return judge_cases(common.one_by_one(records), WIDTHS, gains_at)
+
+
+def judge_cases(cases: list[dict], widths: tuple[int, int], gains_at: tuple[float, ...]) -> str:
+    """Tables against dense; equivalence of the wide net, Page's trend test, and the gain by width at some densities."""
+    narrow, broad = widths
     parts = []
-    for width in WIDTHS:
+    for width in widths:
         at = [r for r in cases if r["params"]["width"] == width]
         parts.append(f"## Width {width}\n\n{common.paired_table(at, 'case', 'test_accuracy', 'dense')}")
-    wide = [r for r in cases if r["params"]["width"] == 256]
+    wide = [r for r in cases if r["params"]["width"] == broad]
     parts.append("## Thresholds")
     for density, margin, ratios in (
         (0.3, 0.015, ("uniform", "erk", "balanced")),
@@ -68,9 +79,9 @@ def judge(records: list[dict], gains_at: tuple[float, ...] = (0.1,)) -> str:
     for density in gains_at:
         for ratio in ("uniform", "erk", "balanced"):
             of = [r for r in cases if r["params"]["case"] == f"{ratio}@{density:g}"]
-            found = common.difference(of, "width", "test_accuracy", "256", "32")
+            found = common.difference(of, "width", "test_accuracy", str(broad), str(narrow))
             parts.append(
-                f"- {ratio} at density {density:g}: W = 256 beats W = 32 by 8 pp or more: "
+                f"- {ratio} at density {density:g}: W = {broad} beats W = {narrow} by 8 pp or more: "
                 f"{common.reaches(found, 0.08)}, {common.points(found)}"
             )
     return "\n\n".join(parts)

@@ -59,14 +59,22 @@ def judge(records: list[dict]) -> str:
             ]
             table = common.paired_table(at, "case", "test_accuracy", f"uniform@{density:g}")
             parts.append(f"## Net {net}, density {density:g}\n\n{table}")
-            for ratio in ("erk", "balanced") if net == "256-256" else ():
-                found = common.difference(
-                    at, "case", "test_accuracy", f"{ratio}@{density:g}", f"uniform@{density:g}"
-                )
-                bar = BARS[density]
-                parts.append(
-                    f"- {ratio} at least {100 * bar:g} pp above uniform at density {density:g}: "
-                    f"{common.reaches(found, bar)}, {common.points(found)}"
-                )
+            parts += above_uniform(at, density) if net == "256-256" else []
     parts.append("The deep net has no threshold: pyramidal densities are only expected to be of use there.")
     return "\n\n".join(parts)
+
+
+def above_uniform(
+    cases: list[dict], density: float, scale: float = 1.0, ratios: tuple[str, ...] = ("erk", "balanced")
+) -> list[str]:
+    """Whether other ratios are a share of the density's bar above uniform, or more."""
+    parts, bar = [], scale * BARS[density]
+    for ratio in ratios:
+        found = common.difference(
+            cases, "case", "test_accuracy", f"{ratio}@{density:g}", f"uniform@{density:g}"
+        )
+        parts.append(
+            f"- {ratio} {f'at least {100 * bar:g} pp ' if bar else ''}above uniform at density {density:g}: "
+            f"{common.reaches(found, bar)}, {common.points(found)}"
+        )
+    return parts
