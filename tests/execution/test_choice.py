@@ -295,11 +295,21 @@ def test_a_module_whose_forward_was_replaced_stays_masked():
 
 def test_a_model_that_is_cast_after_attachment_is_told_what_is_wrong():
     run = Run(perceptron(), method("static"))
-    run.model.double()
+    for cast, becomes in (
+        (nn.Module.double, r"become torch\.float64 on cpu"),
+        (nn.Module.half, r"become torch\.float16 on cpu"),
+        (lambda model: model.to("meta"), r"become torch\.float32 on meta"),
+        (
+            lambda model: model._apply(torch.zeros_like),
+            "lose its positions",
+        ),  # as to_empty, whatever memory holds
+    ):
+        with pytest.raises(ValueError, match=rf"in_features=12.*{becomes}.*sparse\.detach\(\)"):
+            cast(run.model)
     with pytest.raises(ValueError, match=r"must be a float32 tensor on the CPU, not torch\.float64"):
         run.model(batch(0, 4, 12).double())
-    run.model.float()
-    run.optimizer.state.clear()
+    for same in (nn.Module.float, nn.Module.cpu, nn.Module.share_memory):
+        assert same(run.model) is run.model
     run.step(batch(0, 4, 12))
 
 

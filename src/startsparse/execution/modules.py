@@ -51,6 +51,24 @@ class _Sparse(nn.Module):
             self.weight.data = values
         self.pattern = pattern.blob
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """What ``to``, ``half`` and ``to_empty`` go through: refused where nothing could be computed afterwards.
+
+        Raises:
+            ValueError: the layer would leave the CPU, float32 or its positions behind. It is as it was.
+        """
+        with torch.no_grad():
+            weight, pattern = fn(self.weight.detach()), fn(self.pattern)
+        computes = weight.dtype == torch.float32 and weight.device.type == "cpu"
+        if not computes or not (pattern is self.pattern or torch.equal(pattern, self.pattern)):
+            wanted = "lose its positions" if computes else f"become {weight.dtype} on {weight.device}"
+            raise ValueError(
+                f"a sparse layer ({self.extra_repr()}) computes in float32 on the CPU and cannot {wanted}: turn the model "
+                "back first, with sparse.detach() or ss.densify_execution(model); for mixed precision leave it as it is and "
+                "use torch.autocast"
+            )
+        return super()._apply(fn, recurse)
+
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         live = self.live()
