@@ -53,46 +53,54 @@ def net(seed: int, density: float) -> nn.Sequential:
 
 def run(arm: str, seed: int) -> dict[str, Any]:
     """One search."""
-    data = common.load("fashion-mnist", train=TRAIN)
+    return search(
+        net(seed, ARMS[arm][1]), common.load("fashion-mnist", train=TRAIN), arm, seed, EPOCHS, BATCH
+    )
+
+
+def search(
+    model: nn.Module, data: common.Data, arm: str, seed: int, epochs: int, batch: int
+) -> dict[str, Any]:
+    """Search a ticket; sources and counts are asserted at every step."""
     inside, density = ARMS[arm]
     source = None if inside is None else ss.RandomSource(inside, "balanced", seed=seed)
-    total = EPOCHS * (TRAIN // BATCH)
+    per_epoch = len(data.y_train) // batch
+    total = epochs * per_epoch
     method = ss.EdgePopup(density, distribution="balanced", seed=seed)
     if arm.endswith("annealed"):
         method = ss.EdgePopupAnnealed(density, distribution="balanced", start_density=inside, seed=seed)
-    model = net(seed, density)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    search = ss.search(model, method, source=source, total_steps=total)
-    optimizer = torch.optim.SGD(search.scores(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    found = ss.search(model, method, source=source, total_steps=total)
+    optimizer = torch.optim.SGD(found.scores(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     rate = optim.LearningRate(optimizer, optim.schedule("cosine"), total)
-    support = {n: mask.clone() for n, mask in search.source_masks.items()}
+    support = {n: mask.clone() for n, mask in found.source_masks.items()}
     weights = dict(model.named_parameters())
-    while search.step < total:
-        for inputs, labels in common.batches(data, BATCH, seed, search.step // (TRAIN // BATCH)):
-            rate.set(search.step)
+    while found.step < total:
+        for inputs, labels in common.batches(data, batch, seed, found.step // per_epoch):
+            rate.set(found.step)
             optimizer.zero_grad()
             F.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
-            assert search.num_active == search.target_count
-            for n, mask in search.masks.items():
+            assert found.num_active == found.target_count
+            for n, mask in found.masks.items():
                 assert not bool((mask & ~support[n]).any())
                 assert not bool(weights[n].detach()[~support[n]].any())
-    masks = search.finish()
+    masks = found.finish()
     live, numel = (
-        sum(int(f) for f in found)
-        for found in zip(*((m.sum(), m.numel()) for m in masks.values()), strict=True)
+        sum(int(count) for count in counts)
+        for counts in zip(*((m.sum(), m.numel()) for m in masks.values()), strict=True)
     )
     assert live == round(density * numel)
     assert all(torch.equal(weights[n].detach(), torch.where(mask, before[n], 0)) for n, mask in masks.items())
     raw = common.accuracy(model, data.x_test, data.y_test)
-    _ = ss.reestimate_batch_norm(model, list(data.x_train[:7680].split(BATCH)))
+    _ = ss.reestimate_batch_norm(model, list(data.x_train[:7680].split(batch)))
     accuracy = common.accuracy(model, data.x_test, data.y_test)
     return {
         "accuracy": accuracy,
         "raw": raw,
         "live_weights": live,
         "weights": numel,
-        "swaps": search.num_swaps,
+        "swaps": found.num_swaps,
     }
 
 
