@@ -1,7 +1,7 @@
 """How a topology has moved: what changed at each update, how much was ever visited, what it looks like now.
 
-A ``Recorder`` notes a few integers an update and one bit a weight (which positions were ever live), and nothing at
-steps without one. ``Sparsifier.dynamics()`` makes a ``Dynamics`` of it.
+A ``Recorder`` notes a few integers an update and which positions were ever live (at most one bit a weight), and nothing
+at steps without one. ``Sparsifier.dynamics()`` makes a ``Dynamics`` of it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from torch import Tensor
 
 from .methods import Change
 from .tables import percent, table
+from .visited import Visited
 
 MOST = 2048  # updates that are kept apart; beyond, neighbours are added up
-_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
-_BITS, _FIRST = np.uint8(128) >> np.arange(8, dtype=np.uint8), np.zeros(1, np.int64)
 COLUMNS = ("dropped", "grown", "returned", "live")
 
 
@@ -47,7 +46,7 @@ class Recorder:
 
     def __init__(self, sizes: Mapping[str, int]):
         self._sizes = dict(sizes)
-        self._visited: dict[str, np.ndarray] = {}
+        self._visited: dict[str, Visited] = {}
         self.steps: list[int] = []
         self.rows: list[np.ndarray] = []
         self.start: dict[str, int] = {}
@@ -58,8 +57,8 @@ class Recorder:
             return
         self.start = {name: site.num_active for name, site in sites.items()}
         for name, site in sites.items():
-            self._visited[name] = np.zeros(-(-self._sizes[name] // 8), np.uint8)
-            self._visit(name, site.positions())
+            self._visited[name] = Visited(self._sizes[name])
+            self._visited[name].add(site.positions())
 
     def after(self, step: int, changes: Mapping[str, Change], live: Mapping[str, int]) -> None:
         """Called after every update: what changed, and how many live in each layer now."""
@@ -69,20 +68,11 @@ class Recorder:
             row[index, 3] = live[name]
             if change is not None:
                 row[index, :3] = len(change.dropped), len(change.grown), change.returned
-                self._visit(name, change.grown.cpu())
+                self._visited[name].add(change.grown.cpu())
         self.steps.append(step)
         self.rows.append(row)
         if len(self.rows) > 2 * MOST:
             self._merge()
-
-    def _visit(self, name: str, positions: Tensor) -> None:
-        if len(positions) == 0:
-            return
-        at = positions.numpy()
-        byte, bits = at >> 3, _BITS[at & 7]
-        begins = np.flatnonzero(byte[1:] != byte[:-1]) + 1  # positions rise: those of a byte lie together
-        begins = np.concatenate([_FIRST, begins])
-        self._visited[name][byte[begins]] |= np.bitwise_or.reduceat(bits, begins)
 
     def _merge(self) -> None:
         """Two neighbouring updates become one."""
@@ -95,7 +85,7 @@ class Recorder:
         """How many positions of a layer were ever live; ``live`` are those of now, before any update all there are."""
         if name not in self._visited:
             return live
-        return int(_ONES[self._visited[name]].sum())
+        return len(self._visited[name])
 
     def visited_share(self, sites: Mapping[str, _Site]) -> float:
         """Positions that were ever live over all."""
@@ -107,7 +97,7 @@ class Recorder:
             "steps": list(self.steps),
             "rows": torch.from_numpy(np.stack(self.rows)) if self.rows else None,
             "start": dict(self.start),
-            "visited": {name: torch.from_numpy(bits.copy()) for name, bits in self._visited.items()},
+            "visited": {name: seen.state() for name, seen in self._visited.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
@@ -116,7 +106,7 @@ class Recorder:
         self.steps = list(state["steps"])
         self.rows = [] if state["rows"] is None else list(state["rows"].numpy().copy())
         self.start = dict(state["start"])
-        self._visited = {name: bits.numpy().copy() for name, bits in state["visited"].items()}
+        self._visited = {n: Visited(self._sizes[n], seen) for n, seen in state["visited"].items()}
 
 
 @dataclass(frozen=True)

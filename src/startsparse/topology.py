@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from .draw import Drawn
 from .dynamics import Recorder
 from .execution.chains import join
+from .execution.heap import give_back
 from .execution.interface import KEPT, FirstSite
 from .execution.masked import MaskedSite
 from .execution.meta import MetaSite, materialise_rest
@@ -133,6 +134,7 @@ class Topology:
             values = site.first_values(positions, self.method.seed)
             self.sites[name] = SparseSite(site.layer, site.source, positions, values, self._optimizers)
             self.sites[name].memory = site.memory
+            give_back(len(positions))
         join(model)
         for site in self.sites.values():
             site.hook()
@@ -228,6 +230,7 @@ class Topology:
                 site.memory = kept | dict(change.memory)
             if len(change.dropped) + len(change.grown):
                 self.sites[name].apply(change, self._optimizers, self.method, step)
+                give_back(self.sites[name].num_active if isinstance(self.sites[name], SparseSite) else 0)
                 if self.method.grown_state == "warmup":
                     born(self.sites[name], change)
                 self.num_moved += len(change.dropped)
