@@ -102,16 +102,7 @@ def judge(records: list[dict]) -> str:
         some = common.one_by_one(chosen, key="arm")
         parts += [f"### {data}", common.paired_table(some, "arm", "accuracy", "dense")]
         for start in list(STARTS)[1:]:
-            lost = common.difference(some, "arm", "accuracy", start, "dense")
-            parts.append(
-                f"{start} within {-100 * LOST:g} pp of dense: {common.points(lost)}: {common.at_least(lost, LOST)}"
-            )
-            for rule in ("erk", "balanced"):
-                gained = common.difference(some, "arm", "accuracy", start, f"random mask, {rule}")
-                parts.append(
-                    f"{start} at least {100 * GAINED:g} pp above a random mask ({rule}): {common.points(gained)}: "
-                    f"{common.at_least(gained, GAINED)}"
-                )
+            parts += [lost(some, start), *gained(some, start)]
             pairs = [(r["result"][start], r["result"]["dense"]) for r in chosen]
             share = sum(a["flops"] / b["flops"] for a, b in pairs) / len(pairs)
             agree = all(math.isclose(a["flops"] / b["flops"], a["weights"] / b["weights"]) for a, b in pairs)
@@ -122,3 +113,24 @@ def judge(records: list[dict]) -> str:
                 f"density * epochs over the levels says the same (random 0.3: below {SHARE:g}): {word}"
             )
     return "\n\n".join(parts)
+
+
+def lost(cases: list[dict], start: str) -> str:
+    """A source against pruning from dense."""
+    found = common.difference(cases, "arm", "accuracy", start, "dense")
+    return (
+        f"{start} within {-100 * LOST:g} pp of dense: {common.points(found)}: {common.at_least(found, LOST)}"
+    )
+
+
+def gained(cases: list[dict], start: str, bar: float = GAINED) -> list[str]:
+    """Pruning inside a source against random masks of the final density."""
+    found = {
+        rule: common.difference(cases, "arm", "accuracy", start, f"random mask, {rule}")
+        for rule in ("erk", "balanced")
+    }
+    return [
+        f"{start} at least {100 * bar:g} pp above a random mask ({rule}): {common.points(one)}: "
+        f"{common.at_least(one, bar)}"
+        for rule, one in found.items()
+    ]
