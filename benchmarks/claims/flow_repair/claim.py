@@ -23,6 +23,7 @@ DENSITIES = (0.01, 0.005, 0.001)
 RATIOS = ("uniform", "erk", "balanced", "pyramidal")
 TRAINED = ("uniform", "pyramidal")
 FLOWS = ("none", "add", "keep_budget")
+KEPT = ("test_accuracy", "density", "dead", "live", "wanted", "layers_off")
 MATCHED = (0.01, 0.005)  # densities at which as many weights without repair are trained, too
 
 
@@ -48,10 +49,17 @@ def accuracies(what: str, data: common.Data, seed: int, **length) -> dict:
     fit = functools.partial(train, data=data, seed=seed, **length)
     if what == "training":
         return every_policy(TRAINED, seed, fit)
+    return matched(TRAINED, seed, lambda: make_model(data, seed), fit)
+
+
+def matched(
+    ratios: tuple[str, ...], seed: int, model: Callable[[], nn.Module], fit: Callable[..., dict]
+) -> dict:
+    """Without repair of as many weights as repair leaves."""
     return {
-        f"{ratio}@{density:g} as many": as_many(ratio, density, data, seed, fit)
+        f"{ratio}@{density:g} as many": as_many(ratio, density, model(), seed, fit)
         for density in MATCHED
-        for ratio in TRAINED
+        for ratio in ratios
     }
 
 
@@ -74,11 +82,9 @@ def look(method: ss.methods.Method, model: nn.Module) -> dict:
     return counts(model, sparse)
 
 
-def as_many(ratio: str, density: float, data: common.Data, seed: int, fit: Callable[..., dict]) -> dict:
+def as_many(ratio: str, density: float, model: nn.Module, seed: int, fit: Callable[..., dict]) -> dict:
     """The ratio without repair, at the number of weights that ``flow="add"`` makes of the density."""
-    repaired = look(
-        ss.Static(density=density, distribution=ratio, seed=seed, flow="add"), make_model(data, seed)
-    )
+    repaired = look(ss.Static(density=density, distribution=ratio, seed=seed, flow="add"), model)
     count = repaired["live"] / repaired["wanted"] * density
     return fit(ss.Static(density=count, distribution=ratio, seed=seed))
 
@@ -108,32 +114,36 @@ def train(method: ss.methods.Method, data: common.Data, seed: int, **length) -> 
     result = common.train(
         make_model(data, seed), data, method, lr=0.1, options=plain, seed=seed, finish=counts, **length
     )
-    return {key: result[key] for key in ("test_accuracy", "density", "dead", "live", "wanted", "layers_off")}
+    return {key: result[key] for key in KEPT}
 
 
 def judge(records: list[dict]) -> str:
     """Counts of the masks, then accuracies with and without repair."""
     cases = common.one_by_one(records)
     masks = [r for r in cases if r["params"]["what"] == "masks"]
-    parts = ["## Masks", _masks(masks)]
-    dead = sum(r["result"]["dead"] for r in masks if not r["params"]["case"].endswith("none"))
-    parts.append(f"- no dead unit after any repair: {'FAIL' if dead else 'PASS'}, {dead} left")
-    kept = [r["result"] for r in masks if r["params"]["case"].endswith("keep_budget")]
-    off = sum(result["layers_off"] for result in kept)
-    same = sum(result["live"] == result["wanted"] for result in kept)
-    parts.append(
-        f"- keep_budget leaves the number of weights as it was in every layer that has at least as many as it has units: "
-        f"{'FAIL' if off else 'PASS'}, {off} layers off; in all layers in {same} of {len(kept)} masks"
-    )
+    parts = ["## Masks", _masks(masks), *judge_masks(masks)]
     return "\n\n".join([*parts, "## Training", *judge_training(cases)])
 
 
-def judge_training(cases: list[dict]) -> list[str]:
+def judge_masks(masks: list[dict]) -> list[str]:
+    """No dead unit after repair, and the budget where it can be kept."""
+    dead = sum(r["result"]["dead"] for r in masks if r["params"]["case"].endswith(FLOWS[1:]))
+    kept = [r["result"] for r in masks if r["params"]["case"].endswith("keep_budget")]
+    off = sum(result["layers_off"] for result in kept)
+    same = sum(result["live"] == result["wanted"] for result in kept)
+    says = "keep_budget leaves the number of weights as it was in every layer that has at least as many as it has units"
+    return [
+        f"- no dead unit after any repair: {'FAIL' if dead else 'PASS'}, {dead} left",
+        f"- {says}: {'FAIL' if off else 'PASS'}, {off} layers off; in all layers in {same} of {len(kept)} masks",
+    ]
+
+
+def judge_training(cases: list[dict], ratios: tuple[str, ...] = TRAINED) -> list[str]:
     """A table a density and ratio, and whether repair costs accuracy."""
     parts = []
     trained = [r for r in cases if r["params"]["what"] in ("training", "as many")]
     for density in DENSITIES:
-        for ratio in TRAINED:
+        for ratio in ratios:
             at = [r for r in trained if r["params"]["case"].startswith(f"{ratio}@{density:g} ")]
             if not at:
                 continue
