@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import io
 import warnings
 import weakref
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 import startsparse as ss
+from startsparse.execution.hooks import collect_garbage
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -315,7 +315,7 @@ def test_the_hooks_keep_a_sparsifier_alive_while_its_optimizer_lives():
     model = net()
     optimizer = sgd(model)
     ss.attach(model, optimizer, RIGL, total_steps=10)  # nobody keeps what is returned
-    gc.collect()
+    collect_garbage()
     train(model, optimizer)
     assert int((model[0].weight != 0).sum() + (model[2].weight != 0).sum()) <= 20
     with pytest.raises(ValueError, match="attached"):
@@ -343,7 +343,7 @@ def test_nothing_keeps_a_model_alive():
     train(model, optimizer)
     gone = [weakref.ref(model), weakref.ref(sparse), weakref.ref(model[0].weight)]
     del model, optimizer, sparse
-    gc.collect()
+    collect_garbage()
     assert [ref() for ref in gone] == [None, None, None]
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import threading
+import weakref
 
 import torch
 from torch import nn
 
 from startsparse.execution.every_step import listen, stop_listening
+from startsparse.execution.hooks import collect_garbage
 
 
 class Count:
@@ -60,12 +63,34 @@ def test_a_listener_may_die_or_stop_in_the_middle_of_a_step():
 
 
 def test_nobody_is_kept_alive():
-    import weakref
-
     count = Count()
     _ = listen(count)
     alive = weakref.ref(count)
     del count
-    _ = gc.collect()
+    collect_garbage()
     assert alive() is None
     step()
+
+
+class Knot:
+    """Garbage for the collector alone."""
+
+    def __init__(self):
+        self.itself = self
+
+
+def test_garbage_is_collected_while_another_thread_collects():
+    """As that of pytest-xdist may: a plain ``gc.collect()`` returns at once then, and has done nothing."""
+    busy, go_on = threading.Event(), threading.Event()
+    held = Knot()
+    weakref.finalize(held, lambda: (busy.set(), go_on.wait(10)))
+    del held
+    other = threading.Thread(target=gc.collect)
+    other.start()
+    assert busy.wait(10)
+    garbage = weakref.ref(Knot())
+    assert gc.collect() == 0 and garbage() is not None
+    threading.Timer(0.05, go_on.set).start()
+    collect_garbage()
+    assert garbage() is None
+    other.join()

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import startsparse as ss
+from startsparse.execution.hooks import collect_garbage
 from startsparse.execution.modules import SparseConv2d, SparseLinear
 
 from .twins import (
@@ -405,7 +406,6 @@ def test_what_a_detached_sparsifier_still_says():
 
 
 def test_a_sparsifier_nobody_holds_any_more_keeps_nothing_alive():
-    import gc
     import weakref
 
     run = Run(seeded(perceptron), method("rigl", 0.3, update_interval=1, update_begin=0), steps=30)
@@ -413,7 +413,7 @@ def test_a_sparsifier_nobody_holds_any_more_keeps_nothing_alive():
     run.model(batch(0, 6, 12)).square().mean().backward()  # something is kept for the update
     watched = [weakref.ref(thing) for thing in (run.model, run.sparse, run.model[0].weight)]
     del run
-    gc.collect()
+    collect_garbage()
     assert [ref() for ref in watched] == [None] * 3
 
 

@@ -16,6 +16,7 @@ from torch import nn
 import startsparse as ss
 from startsparse.execution import arriving
 from startsparse.execution.arriving import Arriving
+from startsparse.execution.hooks import collect_garbage
 from startsparse.methods import DenseView
 from startsparse.methods.reduced import Growth, ReducedView
 
@@ -223,7 +224,7 @@ def live_dense(size: int, known: set[int]) -> int:
 @pytest.mark.parametrize("window", [1, 2])
 def test_no_dense_gradient_outlives_its_arrival(window):
     """Six layers of one odd size; what is alive between backward and step beside weights and their gradients."""
-    _ = gc.collect()  # nets of earlier tests
+    collect_garbage()  # nets of earlier tests
     width = 61
     model = nn.Sequential(*[nn.Linear(width, width, bias=False) for _ in range(6)])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import runpy
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 import startsparse as ss
+from startsparse.execution.hooks import collect_garbage
 
 from .nets import advance, copies, loss_of, make, net, same_bits
 
@@ -104,12 +104,12 @@ def test_a_search_lives_as_long_as_its_scores_or_its_model():
     search, optimizer = begun()
     model, watcher = search.model, weakref.ref(search)
     del search
-    gc.collect()
+    collect_garbage()
     loss_of(model, 0).backward()
     optimizer.step()
     assert watcher().step == 1
     del optimizer, model
-    gc.collect()
+    collect_garbage()
     assert watcher() is None
     torch.optim.SGD(net().parameters(), lr=0.1).step()  # no hook is left behind
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import io
 import itertools
 import warnings
@@ -14,6 +13,7 @@ from torch import nn
 
 import startsparse as ss
 from startsparse.execution import every_step
+from startsparse.execution.hooks import collect_garbage
 from startsparse.layers import find
 from startsparse.methods.iterative import IMP, EarlyBird
 from startsparse.tickets import Ticket, lottery
@@ -425,7 +425,7 @@ def num_hooks():
 
 def test_a_level_lives_as_long_as_its_model():
     """Whoever keeps the model alone, as in ``train(level.branch(...).model)``, must not train it densely."""
-    gc.collect()
+    collect_garbage()
     before = num_hooks()
     model = net()
     for level in lottery(model, IMP(density=0.2, levels=1, distribution="uniform")):
@@ -434,17 +434,17 @@ def test_a_level_lives_as_long_as_its_model():
             branched = level.branch("shuffle").model
             break
     del level
-    gc.collect()
+    collect_garbage()
     for alone in (model, branched):
         train(alone, OPTIMIZERS["adamw"](alone.parameters()), 3)
         assert sum(int((alone[i].weight != 0).sum()) for i in (0, 3)) == 38
     del model, branched, alone
-    gc.collect()
+    collect_garbage()
     assert num_hooks() == before
 
 
 def test_no_hook_is_left_behind_whether_the_loop_ends_or_breaks():
-    gc.collect()
+    collect_garbage()
     before = num_hooks()
     model = net()
     _ = run(lottery(model, IMP(density=0.2, levels=1)))

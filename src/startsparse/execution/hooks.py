@@ -6,6 +6,8 @@ Nothing here keeps a model from being copied or pickled: a copy of a hook does n
 from __future__ import annotations
 
 import gc
+import threading
+import time
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -19,14 +21,34 @@ if TYPE_CHECKING:
     from ..sparsifier import Sparsifier
 
 _HOLDERS = WeakIdKeyDictionary()
+_PATIENCE = 1.0  # seconds to wait for another thread's collection
 
 
 def attached_to(parameter: Tensor) -> Any:
     """The sparsifier that holds a parameter, or None."""
     if parameter in _HOLDERS and _HOLDERS[parameter]() is not None:
-        gc.collect()  # one that nobody can reach any more, but its optimizer's hooks, does not count
+        collect_garbage()  # one that nobody can reach any more, but its optimizer's hooks, does not count
     holder = _HOLDERS.get(parameter)
     return holder() if holder else None
+
+
+def collect_garbage() -> None:
+    """``gc.collect()``, which does nothing while another thread collects: that is waited for."""
+    done: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "stop" and info["generation"] == 2:
+            done.append(threading.get_ident())
+
+    gc.callbacks.append(note)
+    try:
+        end = time.monotonic() + _PATIENCE
+        gc.collect()
+        while threading.get_ident() not in done and time.monotonic() < end:
+            time.sleep(0.001)
+            gc.collect()
+    finally:
+        gc.callbacks.remove(note)
 
 
 def claim(sparsifier: Sparsifier, parameters: Iterable[Tensor]) -> None:
