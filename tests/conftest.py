@@ -11,3 +11,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def native():
+    """The test is about the compiled kernels."""
+    from startsparse.kernels import library
+
+    if library.backend().name != "native":
+        pytest.skip("no compiler on this machine")

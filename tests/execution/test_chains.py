@@ -12,19 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import startsparse as ss
-from startsparse.kernels import library
 
 from .twins import method
 
-
-@pytest.fixture(autouse=True)
-def _native():
-    if library.backend().name != "native":
-        pytest.skip("no compiler on this machine")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("native")
 
 
 def net(*between: nn.Module) -> nn.Sequential:

@@ -16,14 +16,7 @@ WIDTHS = (13, 40, 37, 10)
 RELU = (True, False, False)
 
 
-@pytest.fixture(autouse=True)
-def _native():
-    if library.backend().name != "native":
-        pytest.skip("no compiler on this machine")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("native")
 
 
 def layers(bias=True, density=0.3) -> list[kernels.Link]:

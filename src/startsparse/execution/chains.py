@@ -1,4 +1,4 @@
-"""Sparse linear layers that follow each other in an ``nn.Sequential`` run as one operation.
+"""Sparse layers that follow each other in an ``nn.Sequential`` run as one operation where they can (``sequence``).
 
 The container is turned in place, as the layers are (its class changes, the object stays): modules, names, parameters and
 state_dict are those it had. Wherever somebody looks at what passes between two of the layers (a hook, a tracer,
@@ -7,16 +7,13 @@ autocast, a transform), they are called one by one, as ever; results are the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from ..kernels import Link, chained_linear
-from .modules import SparseLinear
-
-_NOTHING_IN_EVAL = (nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_has_global_hooks = getattr(nn.modules.module, "_has_any_global_hook", lambda: True)
+from .fused import observed_globally, unobserved
+from .modules import is_sparse
+from .sequence import Activations, can_run_together, through
+from .turned import PLAIN, turn_back
 
 
 class SparseSequential(nn.Sequential):
@@ -24,75 +21,50 @@ class SparseSequential(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Each module's output into the next one."""
-        if torch.compiler.is_compiling() or torch._C._is_tracing() or _has_global_hooks():
+        if torch.compiler.is_compiling() or torch._C._is_tracing() or observed_globally():
             return super().forward(input)
-        modules = list(self._modules.values())
-        at = 0
-        while at < len(modules):
-            links, after = _chain(modules, at)
-            output = chained_linear(input, links) if len(links) > 1 else None
-            if output is None:
-                for module in modules[at:after]:
-                    input = module(input)  # type: ignore[misc]
-            else:
-                input = output
-            at = after
-        return input
+        return through(flat(self), Activations(input)).rows()
 
     def _get_name(self) -> str:
         return nn.Sequential.__name__
 
 
+setattr(SparseSequential, PLAIN, nn.Sequential)
+
+
+def flat(container: nn.Module, observed: bool = False) -> list[nn.Module]:
+    """The modules of a container one after the other, with those of the containers in it.
+
+    A container in it that somebody looks at is one of them itself, unless ``observed``.
+    """
+    found: list[nn.Module] = []
+    for module in container._modules.values():
+        if isinstance(module, nn.Sequential) and _is_plain(type(module)) and (observed or unobserved(module)):
+            found += flat(module, observed)
+        else:
+            found.append(module)  # type: ignore[arg-type]
+    return found
+
+
+def _is_plain(kind: type[nn.Sequential]) -> bool:
+    """Whether a container does no more than ``nn.Sequential`` does."""
+    return (
+        kind.forward in (nn.Sequential.forward, SparseSequential.forward)
+        and kind.__iter__ is nn.Sequential.__iter__
+        and kind.__call__ is nn.Module.__call__
+    )
+
+
 def join(model: nn.Module) -> None:
-    """Let the sparse linear layers of plain containers run together where they can."""
+    """Let the sparse layers of plain containers run together where they can."""
     for module in model.modules():
-        sparse = sum(type(child) is SparseLinear for child in module._modules.values())
-        if type(module) is nn.Sequential and sparse > 1 and "forward" not in module.__dict__:
+        plain = type(module) is nn.Sequential and "forward" not in module.__dict__
+        if plain and can_run_together(flat(module, observed=True)):
             module.__class__ = SparseSequential
 
 
 def part(model: nn.Module) -> None:
-    """The inverse of ``join``, for containers without sparse layers."""
+    """The inverse of ``join`` (and of ``fuse``), for modules without sparse layers."""
     for module in model.modules():
-        sparse = any(type(child) is SparseLinear for child in module._modules.values())
-        if type(module) is SparseSequential and not sparse:
-            module.__class__ = nn.Sequential  # type: ignore[assignment]
-
-
-def _chain(modules: Sequence[nn.Module | None], start: int) -> tuple[list[Link], int]:
-    """The sparse linear layers that begin here and run together, and what comes after them; else the next module."""
-    layers: list[SparseLinear] = []
-    relu: list[bool] = []
-    after = start + 1
-    for at in range(start, len(modules)):
-        module = modules[at]
-        if module is None or not _is_quiet(module):
-            break
-        if type(module) is SparseLinear:
-            layers.append(module)
-            relu.append(False)
-            after = at + 1
-        elif not layers:
-            break
-        elif type(module) is nn.ReLU:
-            relu[-1] = True
-        elif type(module) is not nn.Identity and (module.training or type(module) not in _NOTHING_IN_EVAL):
-            break
-    if len(layers) < 2:
-        return [], start + 1
-    relu[-1] = False  # what follows the last layer is called by itself
-    return [
-        Link(m.weight, m.bias, m.pattern, m.out_features, r) for m, r in zip(layers, relu, strict=True)
-    ], after
-
-
-def _is_quiet(module: nn.Module) -> bool:
-    """Whether nobody has hooked into a module, or replaced what it does."""
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module._compiled_call_impl is not None
-        or "forward" in module.__dict__
-    )
+        if not any(map(is_sparse, module.modules())):
+            turn_back(module)

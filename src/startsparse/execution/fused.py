@@ -1,7 +1,8 @@
-"""Convolution, batch norm and ReLU (and a way around them) as one operation, where a net's blocks ask for it.
+"""Convolution, batch norm and ReLU (and a way around them) as one operation, where nets ask for it.
 
-A block gives its convolutions with their norms to ``chain`` and goes its plain way where that returns None: where a
-convolution is not executed sparsely, or where somebody would miss what is left out. That is so
+Blocks of our models, containers (``chains``) and traced modules (``program``) give convolutions with their norms to
+``chain`` and go the plain way where that returns None: where a convolution is not executed sparsely, or where somebody
+would miss what is left out. That is so
 
 - for any hook on a module that would not be called (and any global module hook),
 - under torch.compile, torch.export, tracing, autocast, vmap and torch's dispatch or function modes,
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from ..kernels import from_blocked, to_blocked
 from ..kernels.block import ConvNorm, available, run_block
 from ..kernels.eager import is_plain
+from . import noted
 from .modules import SparseConv2d
 
 _LANES = 16
@@ -72,15 +74,27 @@ def enter(
     """
     if isinstance(x, Blocked):
         return x if all(map(unobserved, skipped)) else rows(x)
-    if not _on or torch.compiler.is_compiling() or not all(type(conv) is SparseConv2d for conv in convs):
+    if (
+        not all(type(conv) is SparseConv2d for conv in convs)
+        or not able(x)
+        or not all(map(unobserved, skipped))
+    ):
         return x
+    return pack(x)
+
+
+def able(x: Tensor) -> bool:
+    """Whether fused blocks can be computed on x, and nobody looks on."""
+    if not _on or torch.compiler.is_compiling() or torch._C._is_tracing():
+        return False
     if not is_plain(x) or x.dtype != torch.float32 or x.dim() != 4 or not x.numel() or not available():
-        return x
-    if not all(map(unobserved, skipped)) or _observed_globally():
-        return x
+        return False
+    return not (observed_globally() or (x.shape[0] < _LANES and torch.is_grad_enabled()))
+
+
+def pack(x: Tensor) -> Blocked:
+    """x, which is able to be, in the layout of fused blocks."""
     few = x.shape[0] < _LANES
-    if few and torch.is_grad_enabled():
-        return x
     return Blocked(x.contiguous().unsqueeze(-1) if few else to_blocked(x, _LANES), x.shape[0])
 
 
@@ -105,42 +119,49 @@ def chain(
         around: is added before the last ReLU.
         relu: whether there is one after the last norm.
     """
-    if not isinstance(x, Blocked):
+    if not isinstance(x, Blocked) or any(obstacle(conv, norm, x.batch) for conv, norm in pairs):
         return None
-    links = []
-    for conv, norm in pairs:
-        link = _link(conv, norm, x)
-        if link is None:
-            return None
-        links.append(link)
+    links = [_link(conv, norm) for conv, norm in pairs]
     out, norms = run_block(x.tensor, x.batch, links, None if around is None else around.tensor, relu)
     for (_, norm), found in zip(pairs, norms, strict=True):
         if found.more is not None:
             _note(norm, found.pre[2], found.more[1])
+    noted.together(module for pair in pairs for module in pair)
     return Blocked(out, x.batch)
 
 
-def _link(conv: nn.Module, norm: nn.Module, x: Blocked) -> ConvNorm | None:
-    """A pair as the kernels want it, or None."""
-    if type(conv) is not SparseConv2d or type(norm) is not nn.BatchNorm2d:
-        return None
+def obstacle(conv: nn.Module, norm: nn.Module, batch: int) -> str:
+    """Why a convolution and the norm after it must not be one operation, or an empty string."""
+    if type(conv) is not SparseConv2d:
+        return "not a convolution that is executed sparsely"
+    if type(norm) is not nn.BatchNorm2d:
+        return f"followed by {type(norm).__name__}, not by a batch norm"
     if not (unobserved(conv) and unobserved(norm)):
-        return None
-    running = None
-    if not norm.training and norm.running_mean is not None and norm.running_var is not None:
+        return "somebody looks at it or at its norm"
+    if _uses_running(norm):
         if torch.is_grad_enabled():
-            return None
-        running = norm.running_mean, norm.running_var
-    elif x.tensor.shape[-1] == 1 or x.batch < 2:
-        return None
+            return "its norm uses running statistics, and gradients are wanted"
+    elif batch < _LANES:
+        return f"a batch of {batch}: at least {_LANES} items are needed"
     tensors = conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var
     if not all(t is None or (t.dtype == torch.float32 and t.is_contiguous()) for t in tensors):
-        return None
-    if not is_plain(*tensors[:4]) or conv.out_channels != norm.num_features:
-        return None
+        return "not all of it is contiguous float32"
+    if not is_plain(*tensors[:4]):
+        return "its parameters are not plain tensors"
+    return "" if conv.out_channels == norm.num_features else "its norm is of another width"
+
+
+def _uses_running(norm: nn.BatchNorm2d) -> bool:
+    return not norm.training and norm.running_mean is not None and norm.running_var is not None
+
+
+def _link(conv: nn.Module, norm: nn.Module) -> ConvNorm:
+    """A pair without an obstacle, as the kernels want it."""
+    assert isinstance(conv, SparseConv2d) and isinstance(norm, nn.BatchNorm2d)
+    running = (norm.running_mean, norm.running_var) if _uses_running(norm) else None
     return ConvNorm(
         conv.weight, conv.pattern, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-        conv.groups, conv.bias, norm.eps, norm.weight, norm.bias, running,
+        conv.groups, conv.bias, norm.eps, norm.weight, norm.bias, running,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -161,12 +182,18 @@ def _note(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
 
 
 def unobserved(module: nn.Module) -> bool:
-    """Whether nobody would miss a call of the module."""
+    """Whether nobody would miss a call of the module: no hook, no other ``forward``, not compiled."""
     held = module.__dict__
-    return not (held["_forward_hooks"] or held["_forward_pre_hooks"] or held["_backward_hooks"]) and (
-        "forward" not in held and not held.get("_backward_pre_hooks")
+    return not (
+        held["_forward_hooks"]
+        or held["_forward_pre_hooks"]
+        or held["_backward_hooks"]
+        or held.get("_backward_pre_hooks")
+        or held.get("_compiled_call_impl") is not None
+        or "forward" in held
     )
 
 
-def _observed_globally() -> bool:
+def observed_globally() -> bool:
+    """Whether somebody hooked into all modules."""
     return any(getattr(_GLOBAL, f"_global{name}", None) for name in _HOOKS)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from startsparse.training.models.sequential import ConvNet
-
 
 def small_cnn(
     widths: Sequence[int] = (16, 32, 64), input_shape: Sequence[int] = (1, 28, 28), classes: int = 10
@@ -37,4 +35,4 @@ def small_cnn(
     layers["gather"] = nn.AdaptiveAvgPool2d(2)
     layers["flatten"] = nn.Flatten()
     layers["fc"] = nn.Linear(4 * channels[-1], classes)
-    return ConvNet(layers)
+    return nn.Sequential(layers)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from startsparse.training.models.sequential import ConvNet
 from startsparse.training.models.shapes import image_shape
 
 _VGG16 = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
@@ -32,7 +31,7 @@ def _vgg(
     layers["gather"] = nn.AdaptiveAvgPool2d(1)
     layers["flatten"] = nn.Flatten()
     layers["fc"] = nn.Linear(before, classes)
-    model = ConvNet(layers)
+    model = nn.Sequential(layers)
     for module in model:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
