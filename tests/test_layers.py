@@ -150,6 +150,24 @@ def test_tied_weights_appear_once():
     assert list(find(net)) == ["0.weight"]
 
 
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ("2", ["0.weight"]),
+        ("2.weight", ["0.weight"]),
+        ("!2", ["3.weight"]),
+        (["[23]*"], ["0.weight", "3.weight"]),
+    ],
+)
+def test_any_name_of_a_tied_weight_means_it(layers, expected):
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(4, 4))
+    assert list(find(model, layers)) == expected
+    tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[2].weight = tied[0].weight
+    assert list(find(tied, layers)) == expected
+
+
 def test_a_weight_tied_to_an_embedding_is_sparse_by_choice_alone():
     class Language(nn.Module):
         def __init__(self, embedding_first):

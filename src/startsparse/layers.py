@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -68,9 +69,10 @@ def find(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[st
     if any(not isinstance(pattern, str) for pattern in patterns):
         raise TypeError(f"layers must be names or globs such as 'fc*', got {layers!r}")
     candidates, default = _candidates(model)
+    names = _names(model, candidates)
     chosen = set() if any(not p.startswith("!") for p in patterns) else set(default)
     for pattern in patterns:
-        found = matches(pattern.removeprefix("!"), candidates)
+        found = {names[name] for name in matches(pattern.removeprefix("!"), names)}
         if not found:
             vectors = matches(
                 pattern.removeprefix("!"), [plain(name) for name, _ in model.named_parameters()]
@@ -81,9 +83,9 @@ def find(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[st
                 else "matches no parameter of the model"
             )
             raise ValueError(
-                f"layers: {pattern!r} {reason}; {nearest(pattern.removeprefix('!'), list(candidates))}"
+                f"layers: {pattern!r} {reason}; {nearest(pattern.removeprefix('!'), list(names))}"
             )
-        chosen = chosen - set(found) if pattern.startswith("!") else chosen | set(found)
+        chosen = chosen - found if pattern.startswith("!") else chosen | found
     if not chosen:
         raise ValueError(f"no layer is left to be sparse: layers={layers!r}, {nearest('', list(candidates))}")
     return {name: layer for name, layer in candidates.items() if name in chosen}
@@ -111,6 +113,23 @@ def computed(model: nn.Module, chosen: dict[str, Layer]) -> list[str]:
             and "weight" not in others[name].module._parameters
         )
     ]
+
+
+def warn_of_dense(model: nn.Module, chosen: dict[str, Layer], stacklevel: int) -> None:
+    """Say which weights stay dense by default although one would think that they are chosen."""
+    if parametrized := computed(model, chosen):
+        warnings.warn(
+            f"{', '.join(parametrized)} stay dense: the weights of these layers are computed from them; remove the "
+            "parametrization, or leave it at that with layers=",
+            stacklevel=stacklevel + 1,
+        )
+    others = {name: layer for name, layer in _candidates(model)[0].items() if name not in chosen}
+    recurrent = [n for n, one in others.items() if isinstance(one.module, nn.RNNBase | nn.RNNCellBase)]
+    if recurrent:
+        warnings.warn(
+            f"{', '.join(recurrent)} stay dense: recurrent weights are sparse where layers= names them",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def check_module(model: object) -> None:
@@ -147,6 +166,13 @@ def _candidates(model: nn.Module) -> tuple[dict[str, Layer], list[str]]:
                 default.append(name)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
     return found, [name for name in default if id(found[name].parameter) not in embeddings]
+
+
+def _names(model: nn.Module, candidates: dict[str, Layer]) -> dict[str, str]:
+    """Every name that a candidate goes by: its own, and those that a tied or shared one has besides."""
+    own = {id(layer.parameter): name for name, layer in candidates.items()}
+    others = {plain(n): own.get(id(p)) for n, p in model.named_parameters(remove_duplicate=False)}
+    return dict(zip(candidates, candidates, strict=True)) | {n: name for n, name in others.items() if name}
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -22,7 +22,7 @@ from .execution.hooks import LoadHook, StepHooks, attached_to, claim, release
 from .execution.interface import Site
 from .execution.modules import is_sparse
 from .execution.optimizers import replace
-from .layers import check_module, computed, find
+from .layers import check_module, find, warn_of_dense
 from .masks import Lazy
 from .methods import Method
 from .methods.base import check_attachable
@@ -149,13 +149,8 @@ class Sparsifier:
         for name, layer in self._layers.items():
             _check_free(name, layer.parameter)
         _check_optimizers(self._layers, optimizers)
-        dense = computed(model, self._layers)
-        if dense and layers is None:
-            warnings.warn(
-                f"{', '.join(dense)} stay dense: the weights of these layers are computed from them; remove the "
-                "parametrization, or leave it at that with layers=",
-                stacklevel=3,
-            )
+        if layers is None:
+            warn_of_dense(model, self._layers, stacklevel=3)
         choices = choose(execution, model, self._layers, optimizers, method)
         passes = Passes(model, self._layers, **given) if method.needs else None
         self._topology = Topology(self._layers, method, source, total_steps, optimizers, passes, power)

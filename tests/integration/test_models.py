@@ -142,6 +142,19 @@ def test_recurrent_weights_by_name():
     assert moved(sparse) > 0
 
 
+@pytest.mark.parametrize("recurrent", [nn.LSTM(5, 5), nn.GRUCell(5, 5)])
+def test_recurrent_weights_that_stay_dense_are_named(recurrent):
+    model = nn.Sequential(nn.Linear(5, 5), recurrent)
+    with pytest.warns(
+        UserWarning, match=r"1\.weight_ih\w*, 1\.weight_hh\w* stay dense: .*layers= names them"
+    ):
+        sparse, _ = attach(model)
+    assert list(sparse.masks) == ["0.weight"]
+    sparse.detach()
+    sparse, _ = attach(model, layers=["0"])  # by choice
+    sparse.detach()
+
+
 @pytest.mark.parametrize("method", [rigl(), ss.SET(0.25, update_interval=2)])
 def test_a_frozen_layer_is_masked_but_never_moves(method):
     model = net()
