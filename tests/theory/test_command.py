@@ -77,6 +77,40 @@ def test_a_picture(net, tmp_path, monkeypatch):
     assert picture[:4] == b"\x89PNG" and len(picture) > 10_000
 
 
+def image_net(shape: tuple[int, ...]) -> list[str]:
+    """A file of a net that takes images of one shape, not square, and no other; the arguments that say so."""
+    save_file(models.make("lenet5", input_shape=shape).state_dict(), "images.safetensors")
+    given = f"input_shape=[{','.join(map(str, shape))}]"
+    return ["embed", "images.safetensors", "--model", "lenet5", given]
+
+
+def test_images_that_are_not_square(net, tmp_path):
+    command = image_net((1, 12, 14))
+    assert main([*command, "--density", "0.9", "--no-picture"]) == 0
+    assert json.loads((tmp_path / "embedded/certificate.json").read_text())["probes"] == 16
+    assert main([*command, "--check", "embedded"]) == 0
+
+
+def test_the_shape_of_inputs_is_told(net, tmp_path, capsys):
+    assert embed("--density", "0.5", "--no-picture", "--input-shape", "4") == 0
+    assert json.loads((tmp_path / "embedded/certificate.json").read_text())["probes"] == 256
+    assert embed("--check", "embedded", "--input-shape", "4") == 0
+    assert "on 256 inputs" in capsys.readouterr().out
+    assert embed("--check", "embedded", "--input-shape", "5") == 2
+    assert "does not take example_input, a batch of shape (256, 5)" in capsys.readouterr().err
+
+
+def test_a_run_knows_the_shape_of_its_inputs(net, tmp_path, capsys):
+    text = "data: {name: digits}\nmodel: {name: mlp, widths: [4]}\noptimizer: {name: sgd, lr: 0.1}\ntrain: {steps: 1}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert main(["train", "recipe.yaml", "--quiet"]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert main(["embed", str(run), "--density", "0.9", "--no-picture"]) == 0
+    assert json.loads((tmp_path / "embedded/certificate.json").read_text())["probes"] == 16
+    assert main(["embed", str(run), "--check", "embedded"]) == 0
+    assert "on 16 inputs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -87,6 +121,7 @@ def test_a_picture(net, tmp_path, monkeypatch):
         ([*FILE, "--density", "0.5", "--layer-densities", "fc1"], "LAYER=P was expected"),
         ([*FILE, "--layer-densities", "fc1=0.5"], "must name the layers"),
         (["net.safetensors", "--model", "mlp", "--density", "0.5"], "does not fit the model mlp"),
+        ([*FILE, "--density", "0.5", "--input-shape", "1", "0", "2"], "sizes are positive, got 1 0 2"),
         (["other.safetensors", "--density", "0.5"], "No such file"),
         ([".", "--density", "0.5"], "not the folder of a finished run"),
         (

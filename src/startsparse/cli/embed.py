@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ examples:
   startsparse embed runs/fashion_dense-1a2b3c4d --density 0.1 --box 0 1 --out embedded --no-picture
   startsparse embed net.safetensors --model mlp widths=[20,10] input_shape=[1,4,4] --density 0.5 --assignment adaptive
   startsparse embed net.safetensors --model lenet-300-100 --density 0.3 --layer-densities inputs=0.5 fc3=0.8
+  startsparse embed net.safetensors --model small-cnn --density 0.5 --input-shape 1 20 12
   startsparse embed net.safetensors --model lenet-300-100 --check embedded      trusts none of the files
 """
 
@@ -48,6 +50,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--box", type=float, nargs=2, metavar=("LOW", "HIGH"), help="range of the inputs, if known"
     )
     parser.add_argument(
+        "--input-shape",
+        type=int,
+        nargs="+",
+        metavar="SIZE",
+        help="of one input, such as 3 32 32: errors are measured on such inputs (default: the input_shape of the model "
+        "or of the run, else one that the target takes)",
+    )
+    parser.add_argument(
         "--assignment", default="block", help="block, strict or adaptive (default: %(default)s)"
     )
     parser.add_argument("--out", default="embedded", help="folder of the results (default: %(default)s)")
@@ -59,11 +69,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Embed and write, or check."""
-    target = _target(arguments.target, arguments.model, arguments.overrides)
-    return _check(target, Path(arguments.check)) if arguments.check else _embed(target, arguments)
+    target, shape = _target(arguments.target, arguments.model, arguments.overrides)
+    example = _example(arguments.input_shape or shape)
+    if arguments.check:
+        return _check(target, Path(arguments.check), example)
+    return _embed(target, arguments, example)
 
 
-def _embed(target: nn.Module, arguments: argparse.Namespace) -> int:
+def _example(shape: Sequence[int] | None) -> torch.Tensor | None:
+    """A batch of inputs of a shape, if it is known: fewer of images."""
+    if shape is None:
+        return None
+    if min(shape) < 1:
+        raise ValueError(f"--input-shape: sizes are positive, got {' '.join(map(str, shape))}")
+    return torch.zeros(256 if len(shape) == 1 else 16, *shape)
+
+
+def _embed(target: nn.Module, arguments: argparse.Namespace, example: torch.Tensor | None) -> int:
     from startsparse import theory
     from startsparse.training.files import write_atomic
 
@@ -73,7 +95,7 @@ def _embed(target: nn.Module, arguments: argparse.Namespace) -> int:
     box = None if arguments.box is None else tuple(arguments.box)
     found = theory.embed(
         target, density=density, delta=arguments.delta, seed=arguments.seed, box=box,
-        assignment=arguments.assignment,
+        assignment=arguments.assignment, example_input=example,
     )  # fmt: skip
     out, said = Path(arguments.out), found.certificate
     out.mkdir(parents=True, exist_ok=True)
@@ -118,7 +140,7 @@ def _densities(target: nn.Module, others: float | None, given: list[str]) -> flo
     return found
 
 
-def _check(target: nn.Module, folder: Path) -> int:
+def _check(target: nn.Module, folder: Path, example: torch.Tensor | None) -> int:
     from startsparse import theory
 
     text = (folder / CERTIFICATE).read_text(encoding="utf-8")
@@ -126,13 +148,13 @@ def _check(target: nn.Module, folder: Path) -> int:
         tensors = load_file(folder / SOURCE)
     except SafetensorError as error:
         raise ValueError(f"{folder / SOURCE} is not a sound safetensors file: {error}") from None
-    for line in theory.verify(text, target, tensors):
+    for line in theory.verify(text, target, tensors, example_input=example):
         print(line)
     return 0
 
 
-def _target(place: str, model: str | None, overrides: list[str]) -> nn.Module:
-    """The target with its weights."""
+def _target(place: str, model: str | None, overrides: list[str]) -> tuple[nn.Module, Sequence[int] | None]:
+    """The target with its weights, and the shape of one input where that is told."""
     path = Path(place)
     if path.is_dir():
         return _of_run(path)
@@ -144,23 +166,25 @@ def _target(place: str, model: str | None, overrides: list[str]) -> nn.Module:
     from startsparse.training import models
     from startsparse.training.reading import override
 
-    net = models.make(model, **override({}, overrides))
+    options = override({}, overrides)
+    net = models.make(model, **options)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise ValueError(f"{path.name} does not fit the model {model}: {' '.join(lines) or error}") from None
-    return net.eval()
+    return net.eval(), options.get("input_shape")
 
 
-def _of_run(folder: Path) -> nn.Module:
+def _of_run(folder: Path) -> tuple[nn.Module, Sequence[int] | None]:
     import startsparse as ss
     from startsparse.training import build, recipe
 
     file = folder / "net.sparse.safetensors"
     if not file.exists():
         raise ValueError(f"{folder} is not the folder of a finished run: it has no {file.name}")
-    return ss.load(file, build.model_of(recipe.load(folder / "recipe.yaml", []))).eval()
+    made = recipe.load(folder / "recipe.yaml", [])
+    return ss.load(file, build.model_of(made)).eval(), made.resolved()["model"].get("input_shape")
 
 
 def _tensors(path: Path) -> dict[str, Any]:

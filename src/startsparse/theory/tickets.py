@@ -48,7 +48,8 @@ class Ticket:
 def strong_ticket(
     target: nn.Module,
     *,
-    density: float,
+    density: float | None = None,
+    source: None = None,
     eps: float = 0.1,
     delta: float = 0.1,
     seed: int = 0,
@@ -64,6 +65,7 @@ def strong_ticket(
         target: a plain chain of Linear and Conv2d layers without groups, with ReLU or the like; small: each of its
             weights costs a subset sum for each of its copies.
         density: of the source.
+        source: none is taken: how wide it has to be follows from ``eps``, and its weights are drawn with its positions.
         eps: how far any output may be off, for inputs in the box.
         delta: failure probability the widths are made for.
         seed: of positions and weights.
@@ -94,7 +96,8 @@ def strong_ticket(
         True
     """
     traced = trace(target)
-    low, high = _check(traced, density, eps, delta, seed, box)
+    density = _check_density(density, source)
+    low, high = _check(traced, eps, delta, seed, box)
     signs = 1 if low >= 0 else 2
     magnitude = np.full(traced.inputs, max(abs(low), abs(high)))
     ease, error = 1.0, math.inf
@@ -116,15 +119,24 @@ def strong_ticket(
     )
 
 
-def _check(
-    target: Target, density: float, eps: float, delta: float, seed: int, box: tuple[float, float]
-) -> tuple[float, float]:
-    if isinstance(density, sources.Source):
+def _check_density(density: object, source: object) -> float:
+    if source is None and isinstance(density, sources.Source | Source | nn.Module):
+        source = density
+    if source is not None:
         raise ValueError(
-            f"strong_ticket draws its own source: give its density as a number, not a {type(density).__name__}. Locked-in "
-            "weights would carry what no sum asked for; ss.search(model, method, source=...) takes them"
+            f"strong_ticket draws its own source, as wide as eps asks for: give its density as a number, not a "
+            f"{type(source).__name__}. theory.embed takes a source that has widths; ss.search(model, method, source=...) takes "
+            "locked-in weights too, which would carry here what no sum asked for"
         )
-    _ = check_density(density), check_probability(delta)
+    if density is None:
+        raise ValueError("strong_ticket takes the density of the source it draws: density=, in (0, 1]")
+    return check_density(density)
+
+
+def _check(
+    target: Target, eps: float, delta: float, seed: int, box: tuple[float, float]
+) -> tuple[float, float]:
+    _ = check_probability(delta)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be an int, got {seed!r}")
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < math.inf:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def check_density(density: float, what: str = "density") -> float:
+def check_density(density: object, what: str = "density") -> float:
     """The density, if it is in (0, 1]."""
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
         raise ValueError(f"{what} must be in (0, 1], got {density!r}")
