@@ -162,6 +162,18 @@ def test_an_optimizer_of_another_level_begins_anew():
     assert all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
 
 
+def test_a_frozen_first_layer_is_masked_and_the_others_keep_the_clock():
+    model = net()
+    model[0].requires_grad_(False)
+    before = model[0].weight.clone()
+    steps = []
+    for level in lottery(model, IMP(density=0.7, levels=2, rewind_step=1)):
+        train(level.model, OPTIMIZERS["sgd"]([p for p in model.parameters() if p.requires_grad]), 3)
+        assert torch.equal(model[0].weight, before * level.masks["0.weight"])
+        steps.append(level.step)
+    assert steps == [3, 3, 3]
+
+
 def test_two_optimizers_count_each_step_once():
     for level in lottery(net(), IMP(density=0.5, levels=1, rewind_step=1)):
         parts = [torch.optim.SGD(level.model[i].parameters(), lr=0.1) for i in (3, 0)]

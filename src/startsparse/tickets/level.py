@@ -307,8 +307,9 @@ class Level:
         if self._sparsifier is None:
             for name in held:
                 self._sites[name].remask()
-        if next(iter(self._layers)) not in held:
-            return  # with several optimizers, the one that holds the first layer is the clock
+        trained = (name for name, layer in self._layers.items() if layer.parameter.requires_grad)
+        if next(trained, next(iter(self._layers))) not in held:
+            return  # with several optimizers, the one that holds the first layer that is not frozen is the clock
         self.step += 1
         if self.step == self._remember:
             state = snapshot(self.model) if self._sparsifier is None else self._dense_snapshot()
