@@ -1,13 +1,12 @@
 """Accuracy against training FLOPs: one small panel a scheme, its way from dense into ever thinner random sources.
 
 Every panel has the ways of all other schemes (in balanced sources) in grey, and the random masks that were trained from
-the start as stars. What falls far below the others stands at the lower edge as a cross, with its accuracy beside it.
+the start as stars. What lies far below the best stands at the lower edge as a cross; its accuracy is written above.
 Rules are told apart by colour (of Okabe and Ito's palette), by mark and by line style; densities stand at the points.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ RULES = {  # distribution of a source -> colour, mark, line
     "pyramidal": ("#CC79A7", "D", "-."),
 }
 GREY = "#c8c8c8"
-FAR = 5.0  # points below the others' worst
+FAR = 10.0  # points below the best
 Key = tuple[str, str]
 
 
@@ -48,7 +47,7 @@ def draw(
     rows = math.ceil(len(schemes) / columns)
     figure = Figure(figsize=(2.5 * columns, 2.6 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    floor = _floor([y for _, y in found.values()])
+    floor = max(y for _, y in found.values()) - FAR
     shown = [scheme for scheme in schemes if (scheme, "dense") in found]
     for panel, scheme in zip(panels.flat, schemes, strict=False):
         for other in shown:
@@ -66,12 +65,13 @@ def draw(
             panel.plot(*found[scheme, "dense"], "o", mfc="white", mec="black", ms=7, zorder=5)
         panel.set_title(scheme, fontsize=9, fontweight="bold")
         panel.set_xscale("log")
+        panel.margins(y=0.1)
         panel.tick_params(labelsize=7)
         panel.grid(color="#eeeeee", lw=0.6, zorder=0)
     for panel in list(panels.flat)[len(schemes) :]:
         panel.set_visible(False)
-    _legend(panels.flat[0], found)
-    figure.supxlabel("training FLOPs of the sparse layers, counted", fontsize=9)
+    _legend(figure, found)
+    panels[-1, columns // 2].set_xlabel("training FLOPs of the sparse layers, counted", fontsize=9)
     figure.supylabel("test accuracy, %", fontsize=9)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
@@ -84,14 +84,6 @@ def way(found: Mapping[Key, tuple[float, float]], scheme: str, rule: str) -> lis
     return ["dense", *sorted(inside, key=lambda source: -float(source.split()[1]))]
 
 
-def _floor(accuracies: Sequence[float]) -> float:
-    """The lowest accuracy above the widest gap of more than ``FAR`` points, if there is one."""
-    ordered = sorted(accuracies)
-    gaps = [(high - low, high) for low, high in itertools.pairwise(ordered)]
-    widest, above = max(gaps, default=(0.0, 0.0))
-    return above if widest > FAR else ordered[0]
-
-
 def _way(panel, found, scheme: str, rule: str, look: tuple[str, str, str], floor: float) -> None:
     color, mark, line = look
     sources = way(found, scheme, rule)
@@ -99,19 +91,23 @@ def _way(panel, found, scheme: str, rule: str, look: tuple[str, str, str], floor
         return
     x, y = zip(*(found[scheme, source] for source in sources), strict=True)
     panel.plot(x, [max(at, floor) for at in y], line, color=color, lw=1.3, zorder=4)
+    below = []
     for source, at, height in zip(sources[1:], x[1:], y[1:], strict=True):
+        density = source.split()[1].removeprefix("0")
         panel.plot(at, max(height, floor), mark if height >= floor else "x", color=color, ms=4, zorder=4)
-        said = ""
         if height < floor:
-            said = f"{height:.0f} %"
-        elif rule == "balanced":
-            said = source.split()[1].removeprefix("0")
-        panel.annotate(
-            said, (at, max(height, floor)), (0, 5), textcoords="offset points", fontsize=6.5, ha="center"
+            below.append(f"{density}: {height:.0f} %")
+        elif rule == "balanced" and max(x) > 1.2 * min(x):
+            panel.annotate(
+                density, (at, height), (0, 5), textcoords="offset points", fontsize=6.5, ha="center"
+            )
+    if below:
+        panel.text(
+            0.98, 0.02, "  ".join(below), transform=panel.transAxes, fontsize=6.5, color=color, ha="right"
         )
 
 
-def _legend(panel, found) -> None:
+def _legend(figure, found) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], marker="o", mfc="white", mec="black", ls="", label="dense")]
@@ -120,4 +116,4 @@ def _legend(panel, found) -> None:
         for rule, (color, mark, line) in RULES.items()
         if any(source.startswith(f"{rule} ") for _, source in found)
     ]
-    panel.legend(handles=handles, fontsize=6.5, loc="lower right", frameon=False)
+    figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=len(handles), frameon=False)
