@@ -100,6 +100,13 @@ def test_errors_are_a_clear_line(path, argv, says, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["plan", "train", "sweep"])
+def test_only_the_recipe_is_required(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command])
+    assert capsys.readouterr().err.endswith("the following arguments are required: recipe\n")
+
+
 def test_a_damaged_checkpoint_names_the_remedy(path, capsys):
     assert main(["train", path, "--quiet"]) == 0
     (folder,) = Path("runs").iterdir()

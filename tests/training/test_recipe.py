@@ -54,7 +54,8 @@ def test_every_mistake_at_once_each_by_its_path():
         ({"data": {"name": "digits", "augment": "mixup"}}, "data.augment: unknown augmentation 'mixup'"),
         ({"data": {"name": "digits", "validation": 1.0}}, "data.validation: "),
         ({"data": {"name": "digits", "validation": 5000}}, "data.validation: "),
-        ({"data": "digits"}, "data: "),
+        ({"data": 3}, "data: "),
+        ({"data": "digit"}, "data.name: unknown data set 'digit'"),
         ({"model": {"nam": "mlp"}}, "model.name: missing"),
         ({"model": 3}, "model: "),
         ({"source": 3}, "source: "),
@@ -66,6 +67,11 @@ def test_every_mistake_at_once_each_by_its_path():
 def test_one_mistake_one_line(changes, says):
     (line,) = wrong(**changes)
     assert line.startswith(says), line
+
+
+def test_a_bare_name_is_a_data_set_as_it_is_a_model():
+    bare, named = recipe.parse(BASE | {"data": "digits"}), recipe.parse(BASE)
+    assert bare == named and bare.folder == named.folder
 
 
 def test_an_empty_recipe_names_what_is_missing():

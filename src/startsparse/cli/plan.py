@@ -15,7 +15,9 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     parser.add_argument("recipe", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as method.density=0.02")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="such as method.density=0.02"
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 

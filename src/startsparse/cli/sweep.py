@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     parser.add_argument("recipe", help="YAML file")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="of all runs, such as train.epochs=5"
+        "overrides", nargs="*", default=[], metavar="key=value", help="of all runs, such as train.epochs=5"
     )
     parser.add_argument("--grid", action="append", default=[], metavar="key=a,b", help="an axis of the grid")
     parser.add_argument("--seeds", help="such as 0..4 or 0,2,5; each combination with each of them")

@@ -26,7 +26,9 @@ metrics.jsonl, timing.jsonl, checkpoint, result.json and net.sparse.safetensors.
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     parser.add_argument("recipe", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as method.density=0.02")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="such as method.density=0.02"
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything but the training; 1 if not ready"
     )

@@ -21,16 +21,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _from_bare_name(value: Any) -> Any:
+    """A bare name stands for itself without options."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 class Named(BaseModel):
     """A choice by name, and its options as plain data; a bare name stands for itself without options."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     name: str
 
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_name(cls, value: object) -> object:
-        return {"name": value} if isinstance(value, str) else value
+    _bare_name = model_validator(mode="before")(_from_bare_name)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -49,6 +51,8 @@ class Data(Section):
     size: Positive | None = None
     context: Positive | None = None
     label: str | None = None
+
+    _bare_name = model_validator(mode="before")(_from_bare_name)
 
     @property
     def options(self) -> data_sets.Options:
