@@ -11,6 +11,8 @@ from .dynamics import Dynamics as Dynamics
 from .execution.convert import densify_execution as densify_execution
 from .execution.convert import sparsify_execution as sparsify_execution
 from .execution.fused import fused_blocks as fused_blocks
+from .execution.fusing import Fusion as Fusion
+from .execution.fusing import fuse as fuse
 from .methods import ACDC as ACDC
 from .methods import CHT as CHT
 from .methods import DSR as DSR

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..training import models
+from .by_hand import ResNet20
 
 
 @dataclass(frozen=True)
 class Net:
-    """How to make it, the shape of one input, the batch it is trained with, and the optimizer's name."""
+    """How to make it, the shape of one input, the batch it is trained with, the optimizer's name, and whether to fuse it."""
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     batch: int
     optimizer: str
+    fuse: bool = False
 
 
 def mlp(*widths: int) -> nn.Module:
@@ -37,6 +39,7 @@ def nets(sizes: tuple[int, ...] | None, quick: bool) -> dict[str, Net]:
     found = {
         "mlp 784-1024-1024-10": Net(lambda: mlp(784, 1024, 1024, 10), (784,), 128, "adam fused"),
         "resnet20": Net(lambda: models.make("resnet20"), (3, 32, 32), 128, "sgd"),
+        "resnet20 by hand": Net(ResNet20, (3, 32, 32), 128, "sgd", fuse=True),
         "resnet20 width 64": Net(lambda: models.make("resnet20", width=4), (3, 32, 32), 64, "sgd"),
     }
     return dict(list(found.items())[:1]) if quick else found

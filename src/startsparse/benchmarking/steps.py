@@ -21,10 +21,14 @@ def rows(options: Options) -> Iterator[Row]:
             for sparsity in options.sparsities or ((0.9,) if options.quick else (0.9, 0.95, 0.99)):
                 steps.setdefault(f"masked {sparsity:g}", training_step(net, batch, sparsity, "masked"))
                 steps[f"sparse {sparsity:g}"] = training_step(net, batch, sparsity, "sparse")
+                if net.fuse:
+                    steps[f"fused {sparsity:g}"] = training_step(net, batch, sparsity, "sparse", fuse=True)
             yield {"net": name, "batch": batch} | measure(steps, options).against("dense")
 
 
-def training_step(net: Net, batch: int, sparsity: float, execution: str) -> Callable[[], None]:
+def training_step(
+    net: Net, batch: int, sparsity: float, execution: str, fuse: bool = False
+) -> Callable[[], None]:
     """One step of a net at a sparsity; at 0 it is the plain dense net, without anything attached."""
     torch.manual_seed(0)
     model = net.make()
@@ -35,6 +39,8 @@ def training_step(net: Net, batch: int, sparsity: float, execution: str) -> Call
     if sparsity:
         _ = ss.attach(model, optimizer, ss.Static(1 - sparsity), execution=execution)
     x, y = torch.randn(batch, *net.shape), torch.randint(0, 10, (batch,))
+    if fuse:
+        _ = ss.fuse(model, x)
 
     def step() -> None:
         F.cross_entropy(model(x), y).backward()

@@ -54,6 +54,11 @@ def fused_blocks(on: bool) -> bool:
     return was
 
 
+def is_on() -> bool:
+    """What ``fused_blocks`` was last told."""
+    return _on
+
+
 @dataclass(frozen=True)
 class Blocked:
     """Activations on their way between blocks: [tiles, channels, height, width, lanes], for a batch of items."""

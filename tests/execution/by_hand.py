@@ -1,0 +1,95 @@
+"""Nets as people write them: layers called by hand in ``forward``."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class BasicBlock(nn.Module):
+    """As in torchvision: ReLU in place, ``out += identity``, a Sequential on the way around."""
+
+    def __init__(self, before: int, after: int, stride: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.downsample = None
+        if stride != 1 or before != after:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
+            )
+
+    def forward(self, x):
+        identity = x
+        out = self.conv1(x)
+        out = self.bn1(out)
+        out = self.relu(out)
+        out = self.conv2(out)
+        out = self.bn2(out)
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+class Padded(nn.Module):
+    """As in the usual ResNet-20 for CIFAR: functions for ReLU, zeros for new channels."""
+
+    def __init__(self, before: int, after: int, stride: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.stride, self.missing = stride, after - before
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.missing:
+            half = self.missing // 2
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, half), "constant", 0)
+        return F.relu(out + x)
+
+
+class ResNet(nn.Module):
+    """A stem, three stages of blocks, pooling, a classifier."""
+
+    def __init__(self, block=BasicBlock, count: int = 1, base: int = 4, classes: int = 5):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, base, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(base)
+        stages, before = [], base
+        for stage, width in enumerate((base, 2 * base, 4 * base)):
+            stride = 2 if stage else 1
+            stages.append(
+                nn.Sequential(block(before, width, stride), *(block(width, width) for _ in range(count - 1)))
+            )
+            before = width
+        self.layer1, self.layer2, self.layer3 = stages
+        self.fc = nn.Linear(before, classes)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        x = F.avg_pool2d(x, x.size()[3])
+        return self.fc(x.view(x.size(0), -1))
+
+
+class Mlp(nn.Module):
+    """Linear layers with functions between them."""
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(192, 40), nn.Linear(40, 30), nn.Linear(30, 5)
+        self.dropout = dropout
+
+    def forward(self, x):
+        x = F.relu(self.fc1(torch.flatten(x, 1)))
+        x = F.relu(self.fc2(x))
+        x = F.dropout(x, self.dropout, self.training)
+        return self.fc3(x)
