@@ -63,14 +63,19 @@ def matched(
     }
 
 
-def every_policy(ratios: tuple[str, ...], seed: int, do: Callable[[ss.methods.Method], dict]) -> dict:
+def every_policy(
+    ratios: tuple[str, ...],
+    seed: int,
+    do: Callable[[ss.methods.Method], dict],
+    densities: tuple[float, ...] = DENSITIES,
+) -> dict:
     """What ``do`` finds for every density, ratio and policy; budgets that cannot be kept are counted there."""
     with warnings.catch_warnings(action="ignore"):
         return {
             f"{ratio}@{density:g} {flow}": do(
                 ss.Static(density=density, distribution=ratio, seed=seed, flow=flow)
             )
-            for density in DENSITIES
+            for density in densities
             for ratio in ratios
             for flow in FLOWS
         }
@@ -121,7 +126,7 @@ def judge(records: list[dict]) -> str:
     """Counts of the masks, then accuracies with and without repair."""
     cases = common.one_by_one(records)
     masks = [r for r in cases if r["params"]["what"] == "masks"]
-    parts = ["## Masks", _masks(masks), *judge_masks(masks)]
+    parts = ["## Masks", masks_table(masks, "mlp", "resnet18"), *judge_masks(masks)]
     return "\n\n".join([*parts, "## Training", *judge_training(cases)])
 
 
@@ -166,9 +171,10 @@ def judge_training(cases: list[dict], ratios: tuple[str, ...] = TRAINED) -> list
     return parts
 
 
-def _masks(records: list[dict]) -> str:
+def masks_table(records: list[dict], *nets: str) -> str:
+    """Dead units, and weights beyond the budget, of each net's masks."""
     rows = []
-    for net in ("mlp", "resnet18"):
+    for net in nets:
         for density in DENSITIES:
             for ratio in RATIOS:
                 row = [net, f"{density:g}", ratio]
