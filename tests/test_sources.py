@@ -162,6 +162,26 @@ def test_impossible_sources_are_refused(parameters, message):
 
 
 @pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (
+            "2:4",
+            r"0.weight of shape \(8, 3, 3, 3\), 2.weight .* do not divide .* layers=\['!0.weight', '!2.weight'\]",
+        ),
+        (
+            "block:4x3",
+            r"3.weight of shape \(9, 12\) does .* outputs of 4 and inputs of 3; leave it out with layers",
+        ),
+        ("channel", r"layout channel .* 1.weight has its inputs first .* layers=\['!1.weight'\]"),
+    ],
+)
+def test_layers_that_a_layout_does_not_fit_are_named_at_once(layout, message):
+    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.ConvTranspose2d(8, 12, 1), torch.nn.Conv2d(6, 8, 1)]
+    with pytest.raises(ValueError, match=message):
+        RandomSource(0.5, layout=layout).supports(find(torch.nn.Sequential(*layers, torch.nn.Linear(12, 9))))
+
+
+@pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
         ("randon", {}, "unknown source 'randon': did you mean 'random'"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -53,14 +54,32 @@ class Layout:
         if self.kind in ("fan_in", "channel"):
             return positions.view(shape[0], -1)
         taps = positions.permute(2, 0, 1)  # (taps, out, in)
-        height, width = (1, self.numbers[1]) if self.kind == "n:m" else self.numbers
-        if shape[0] % height or shape[1] % width:
-            raise ValueError(
-                f"{name} of shape {tuple(shape)} does not divide into {self}: its outputs must be a multiple of "
-                f"{height} and its inputs of {width}"
-            )
+        self.check({name: shape})
+        height, width = self.tile
         grid = taps.reshape(-1, shape[0] // height, height, shape[1] // width, width)
         return grid.permute(0, 1, 3, 2, 4).reshape(-1, height * width)
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Outputs and inputs that a group of N:M or of a block spans."""
+        return (1, self.numbers[1]) if self.kind == "n:m" else self.numbers
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse shapes that do not divide into the groups, all of them at once.
+
+        Raises:
+            ValueError: names the layers and how to leave them out.
+        """
+        height, width = self.tile
+        odd = [name for name, shape in shapes.items() if shape[0] % height or shape[1] % width]
+        if odd:
+            listed = ", ".join(f"{name} of shape {tuple(shapes[name])}" for name in odd)
+            outputs = f"outputs of {height} and " if height > 1 else ""
+            raise ValueError(
+                f"{listed} {'does' if len(odd) == 1 else 'do'} not divide into {self}, which needs multiples: {outputs}"
+                f"inputs of {width}; leave {'it' if len(odd) == 1 else 'them'} out with "
+                f"layers={[f'!{name}' for name in odd]}"
+            )
 
     def units(self, shape: tuple[int, ...], count: int, name: str = "weight") -> int:
         """Groups that live (whole layouts) or live positions of each group, nearest to ``count`` live weights."""

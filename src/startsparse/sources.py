@@ -121,8 +121,16 @@ class RandomSource:
 
     def supports(self, layers: Mapping[str, Layer]) -> dict[str, Support]:
         """The support of every layer."""
-        rule = "uniform" if parse(self.layout).kind == "n:m" else self.distribution
-        counts = allocate(rule, {name: layer.shape for name, layer in layers.items()}, self.density)
+        layout, shapes = parse(self.layout), {name: layer.shape for name, layer in layers.items()}
+        layout.check(shapes)
+        turned = [name for name, layer in layers.items() if layer.geometry.transposed]
+        if turned and layout.kind != "unstructured":
+            raise ValueError(
+                f"RandomSource: layout {layout} groups the inputs of an output, but {', '.join(turned)} has its inputs "
+                "first (a transposed convolution, or Conv1D of transformers): leave it out with "
+                f"layers={[f'!{name}' for name in turned]}, or take layout='unstructured'"
+            )
+        counts = allocate("uniform" if layout.kind == "n:m" else self.distribution, shapes, self.density)
         return {name: self._support(layer, counts[name]) for name, layer in layers.items()}
 
     def _support(self, layer: Layer, count: int) -> Support:

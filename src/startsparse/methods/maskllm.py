@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import first_scores
 from .search import Layers, Scored, progress, uniform
-from .search_scopes import check_groups, grouped, layout_of, ungrouped
+from .search_scopes import grouped, layout_of, ungrouped
 from .soft_masks import SoftSearch
 
 
@@ -104,7 +104,7 @@ class MaskLLM(SoftSearch):
     def check(self, layers: Layers, total_steps: int | None) -> None:
         super().check(layers, total_steps)
         layout = layout_of(self.scope)
-        check_groups(layout, {name: layer.shape for name, layer in layers.items()})
+        layout.check({name: layer.shape for name, layer in layers.items()})
         for name, layer in layers.items():
             allowed = self._allowed(layer)
             if allowed is not None and not bool(allowed.any(1).all()):

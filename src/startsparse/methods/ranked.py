@@ -17,7 +17,6 @@ from . import first_scores, swaps
 from .renewal import Swap, wanted_in_rows
 from .search import Layers, Scored, SearchMethod, progress, uniform
 from .search_scopes import (
-    check_groups,
     check_room,
     choose,
     group_size,
@@ -119,7 +118,7 @@ class RankedSearch(SearchMethod):
 
     def check(self, layers: Layers, total_steps: int | None) -> None:
         layout = layout_of(self.scope)
-        check_groups(layout, {name: layer.shape for name, layer in layers.items()})
+        layout.check({name: layer.shape for name, layer in layers.items()})
         for name, layer in layers.items():
             if has_units(layout) and layer.source is not None:
                 raise ValueError(

@@ -56,7 +56,7 @@ def grouped(values: Tensor, layout: Layout) -> Tensor:
     if layout.kind in ("fan_in", "channel"):
         return values.reshape(values.shape[0], -1)
     out, inputs = values.shape[:2]
-    height, width = _block(layout)
+    height, width = layout.tile
     taps = values.reshape(out, inputs, -1).permute(2, 0, 1)
     grid = taps.reshape(-1, out // height, height, inputs // width, width)
     return grid.permute(0, 1, 3, 2, 4).reshape(-1, height * width)
@@ -66,14 +66,10 @@ def ungrouped(groups: Tensor, layout: Layout, shape: tuple[int, ...]) -> Tensor:
     """The inverse of ``grouped``, contiguous."""
     if layout.kind not in ("n:m", "block"):
         return groups.reshape(shape).contiguous()
-    height, width = _block(layout)
+    height, width = layout.tile
     grid = groups.reshape(-1, shape[0] // height, shape[1] // width, height, width)
     taps = grid.permute(0, 1, 3, 2, 4).reshape(-1, shape[0], shape[1])
     return taps.permute(1, 2, 0).reshape(shape).contiguous()
-
-
-def _block(layout: Layout) -> tuple[int, int]:
-    return (1, layout.numbers[1]) if layout.kind == "n:m" else layout.numbers
 
 
 def group_size(layout: Layout, shape: tuple[int, ...], name: str) -> int:
@@ -86,29 +82,9 @@ def group_size(layout: Layout, shape: tuple[int, ...], name: str) -> int:
         return 1
     if layout.kind in ("fan_in", "channel"):
         return math.prod(shape[1:])
-    check_groups(layout, {name: shape})
-    height, width = _block(layout)
+    layout.check({name: shape})
+    height, width = layout.tile
     return height * width
-
-
-def check_groups(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse shapes that do not divide into a layout's groups, all of them at once.
-
-    Raises:
-        ValueError: names the layers and how to leave them out.
-    """
-    if layout.kind not in ("n:m", "block"):
-        return
-    height, width = _block(layout)
-    odd = [name for name, shape in shapes.items() if shape[0] % height or shape[1] % width]
-    if odd:
-        listed = ", ".join(f"{name} of shape {shapes[name]}" for name in odd)
-        outputs = f"outputs of {height} and " if height > 1 else ""
-        raise ValueError(
-            f"{listed} {'does' if len(odd) == 1 else 'do'} not divide into {layout}, which needs multiples: {outputs}"
-            f"inputs of {width}; leave {'it' if len(odd) == 1 else 'them'} out with "
-            f"layers={[f'!{name}' for name in odd]}"
-        )
 
 
 def check_room(
