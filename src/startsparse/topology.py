@@ -273,10 +273,11 @@ class Topology:
         for name, site in self.sites.items():
             parent, key = self._parents.get(name, (None, ""))
             replaced = parent is not None and parent._modules.get(key) is not site.layer.module
-            if replaced or site.layer.parameter is not site.parameter:
+            held = site.layer.module._parameters.get(site.layer.attribute)  # none: it is parametrized
+            if replaced or held is not site.parameter:
                 raise RuntimeError(
                     f"{name} was replaced after attach(): its mask would be lost. Detach before replacing a layer or "
-                    "its parameter, then attach again"
+                    "its parameter, or giving it a parametrization, then attach again"
                 )
 
     def remask(self, optimizer: Optimizer) -> None:

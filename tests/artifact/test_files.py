@@ -197,6 +197,9 @@ def test_metadata_must_be_json(path):
     assert not path.exists()
     with pytest.raises(TypeError, match="not int"):
         save(3, path)
+    save(network(), path)
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got str"):
+        load(path, "network")  # type: ignore[arg-type]
 
 
 def test_a_description_that_json_cannot_hold_becomes_text(path):

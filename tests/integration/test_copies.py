@@ -157,6 +157,13 @@ def test_loading_by_assignment_brings_the_other_parameters_along():
     assert all(id(p) in held for p in model.parameters())
 
 
+def test_a_layer_that_is_parametrized_later_is_an_error_that_names_it():
+    _, model, optimizer = attached()
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(RuntimeError, match=r"0\.weight was replaced after attach\(\).*parametrization"):
+        optimizer.step()
+
+
 def test_a_replaced_parameter_is_an_error_that_names_it():
     sparse, model, optimizer = attached()
     model[0].weight = nn.Parameter(torch.randn(12, 6))

@@ -179,6 +179,8 @@ def load(
         OSError: the file cannot be read.
     """
     file = os.fspath(path)
+    if model is not None:
+        layers.check_module(model)
     try:
         content = _read(file)
         parsed = format.parse(content)

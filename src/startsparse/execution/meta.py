@@ -75,7 +75,8 @@ class MetaSite(FirstSite):
         """
         if not isinstance(mask, Drawn) or mask.rule != "exact":
             raise ValueError(
-                f"{self.name} is on the meta device: its first mask must be an exact random draw"
+                f"{self.name} is on the meta device: its first mask must be an exact random draw; take another method, "
+                "or model.to_empty(device='cpu') and initialise it"
             )
         self._drawn = mask
         return mask
