@@ -184,9 +184,8 @@ def topology() -> None:
     (moved,) = old.move(new, [old.take_from(weight)])
     assert torch.equal(new.dense(moved), weight * (before & after)), (rows, cols)
     bar, start = random.random(), random.randint(0, 9)
-    kept = old.positions() + start
-    at, scores = library.backend().above(weight, start, kept, bar, 2)
-    wanted = ((weight.abs() > bar) & ~before).flatten().nonzero().flatten()
+    at, scores = library.backend().above(weight.clone(), start, old.positions() + start, drop + start, bar, 2)
+    wanted = ((weight.abs() > bar) & ~(before & after)).flatten().nonzero().flatten()
     assert torch.equal(at - start, wanted) and torch.equal(scores, weight.abs().flatten()[wanted])
 
 

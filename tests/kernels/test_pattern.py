@@ -74,13 +74,27 @@ def test_a_weight_dropped_and_grown_in_one_event_starts_at_zero():
 def test_scores_above_a_bar(size):
     gradient = torch.randn(size)
     gradient[3:6] = torch.tensor([float("nan"), -torch.inf, torch.inf])[: max(size - 3, 0)]
-    kept = torch.arange(0, size, 5) + 100
+    live, returning = torch.arange(0, size, 5) + 100, torch.arange(0, size, 15) + 100
     for bar in (-torch.inf, 0.5, torch.inf):
-        free = [i for i in range(size) if i % 5 and gradient[i].abs() > bar]
+        free = [i for i in range(size) if (i % 5 or i % 15 == 0) and gradient[i].abs() > bar]
         for team in (1, 2, 3):
-            positions, scores = library.backend().above(gradient, 100, kept, bar, team)
+            positions, scores = library.backend().above(gradient.clone(), 100, live, returning, bar, team)
             assert (positions - 100).tolist() == free
             assert torch.equal(scores, gradient[free].abs())
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.01, 0.0])
+def test_positions_that_others_have(share):
+    a = (torch.rand(50_000) < 0.6).nonzero().flatten()
+    b = (torch.rand(50_000) < share).nonzero().flatten()
+    among = torch.isin(b, a)
+    at = library.backend().find(a, b)
+    assert torch.equal(at >= 0, among)
+    assert torch.equal(a[at[among]], b[among])
+    for threads in (1, 2, 3):
+        only = library.backend().part(a, b, threads)
+        assert torch.equal(only[0], a[~torch.isin(a, b)])
+        assert torch.equal(only[1], b[~among])
 
 
 @pytest.mark.parametrize("end", ["whole", "low", "high"])

@@ -78,24 +78,24 @@ class SparseView:
     def _highest(self, count: int, returning: Tensor) -> tuple[Tensor, Tensor]:
         if count == 0:
             return torch.empty(0, dtype=torch.int64), torch.empty(0)
-        kept = self._kept(returning)
         if not self._site.has_gradient():  # as with a gradient of zeros: the lowest positions
-            lowest = torch.from_numpy(_lowest(self._allowed(kept), count, math.prod(self.shape)))
+            allowed = self._allowed(self._kept(returning))
+            lowest = torch.from_numpy(_lowest(allowed, count, math.prod(self.shape)))
             return lowest, torch.zeros(len(lowest))
         best = None
-        for bar in self._bars(count / math.prod(self.shape), kept):
-            best = self._highest_gradients(count, kept, bar)
+        for bar in self._bars(count / math.prod(self.shape)):
+            best = self._highest_gradients(count, returning, bar)
             if best.num_seen >= count:
                 break
         assert best is not None
         return best.result()
 
-    def _highest_gradients(self, count: int, kept: Tensor, bar: float) -> _Best:
+    def _highest_gradients(self, count: int, returning: Tensor, bar: float) -> _Best:
         """The highest ones above a bar that few more than ``count`` should pass."""
-        best, inside = _Best(count, self.name, bar), self._inside
+        best, inside, live = _Best(count, self.name, bar), self._inside, self.active_positions()
         for start, gradient in self._site.gradient_blocks(reuse=True):
             at, score = backend().above(
-                gradient, start, kept, best.bar, threads()
+                gradient, start, live, returning, best.bar, threads()
             )  # criteria.gradient, but for the kept
             if inside is not None:
                 allowed = torch.from_numpy(inside(at.numpy()))
@@ -103,19 +103,22 @@ class SparseView:
             best.offer(at, score)
         return best
 
-    def _bars(self, share: float, kept: Tensor) -> Iterator[float]:
-        """Scores that a bit more, then many more than a ``share`` of all positions pass without being kept, then none.
+    def _bars(self, share: float) -> Iterator[float]:
+        """Scores that a bit more, then many more than a ``share`` of all positions pass without being live, then none.
 
         The first ones are guessed from a sample.
         """
         positions, gradient = self._site.gradient_sample()
         scores = gradient_score(gradient)
-        free = scores[backend().find(kept, positions) < 0].numpy()
+        free = scores[backend().find(self.active_positions(), positions) < 0].numpy()
         for margin in _MARGINS:
             above = int(margin * share * len(scores)) + 16
             if above < len(free):
                 yield float(np.partition(free, -above)[-above])
         yield -math.inf
+
+    def apart(self, dropped: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
+        return backend().part(dropped, grown, threads())
 
     def grow_at_random(self, count: int, returning: Tensor, seed: int, step: int) -> Tensor:
         order = Permutation(math.prod(self.shape), f"grow:{step}", seed, self.name)

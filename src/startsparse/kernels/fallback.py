@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -144,11 +145,13 @@ class TorchBackend:
         at = torch.searchsorted(sorted_old, wanted).clamp_(max=old.nnz - 1)
         return torch.where(sorted_old[at] == wanted, order[at], -1).to(torch.int32)
 
-    def take(self, old: Tensor, source: Tensor, threads: int) -> Tensor:
-        now = torch.zeros(source.numel(), dtype=old.dtype)
+    def take(self, tensors: Sequence[Tensor], source: Tensor, threads: int) -> list[Tensor]:
         kept = source >= 0
-        now[kept] = old[source[kept].to(torch.int64)]
-        return now
+        at = source[kept].to(torch.int64)
+        moved = [torch.zeros(source.numel(), dtype=tensor.dtype) for tensor in tensors]
+        for old, now in zip(tensors, moved, strict=True):
+            now[kept] = old[at]
+        return moved
 
     def merge(self, positions: Tensor, drop: Tensor, grow: Tensor, threads: int) -> Tensor:
         dropped = torch.isin(positions, drop)
@@ -165,6 +168,9 @@ class TorchBackend:
         at = torch.searchsorted(positions, wanted).clamp_(max=positions.numel() - 1)
         return torch.where(positions[at] == wanted, at, -1)
 
+    def part(self, a: Tensor, b: Tensor, threads: int) -> tuple[Tensor, Tensor]:
+        return a[~torch.isin(a, b)], b[~torch.isin(b, a)]
+
     def mark(self, bits: Tensor, positions: Tensor) -> None:
         for bit in range(8):  # those of one bit share no byte
             bits[positions[positions & 7 == bit] >> 3] |= 128 >> bit
@@ -173,11 +179,11 @@ class TorchBackend:
         return (bits[positions >> 3] << (positions & 7)) & 128 != 0
 
     def above(
-        self, gradient: Tensor, start: int, kept: Tensor, bar: float, threads: int
+        self, gradient: Tensor, start: int, live: Tensor, returning: Tensor, bar: float, threads: int
     ) -> tuple[Tensor, Tensor]:
         scores = gradient.reshape(-1).abs()
         at = (scores > bar).nonzero().flatten()
-        at = at[self.find(kept, at + start) < 0]
+        at = at[(self.find(live, at + start) < 0) | (self.find(returning, at + start) >= 0)]
         return at + start, scores[at]
 
     def forward(

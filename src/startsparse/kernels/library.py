@@ -27,7 +27,7 @@ from startsparse.kernels import build
 from startsparse.kernels.fallback import TorchBackend
 from startsparse.kernels.native import NativeBackend
 
-VERSION = 5
+VERSION = 6
 SHIPPED = Path(__file__).parent
 
 _lock = threading.Lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
 
 import torch
@@ -28,9 +29,10 @@ _SIGNATURES = {
     "ss_pattern_build": (c_int32, c_void_p, *[c_int64] * 5, c_void_p, c_int32, c_int32),
     "ss_pattern_row_major": (c_int32, c_void_p, c_int64, c_void_p, c_void_p, c_int32),
     "ss_pattern_sources": (c_int32, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32),
-    "ss_take": (c_int32, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int32),
+    "ss_take": (c_int32, c_int64, *[c_void_p] * 3, c_int64, c_int64, c_int32),
     "ss_merge_positions": (c_int32, *[c_void_p, c_int64] * 3, c_void_p, c_int32),
     "ss_find_positions": (None, c_void_p, c_int64, c_void_p, c_int64, c_void_p),
+    "ss_part_positions": (None, *[c_void_p, c_int64] * 2, *[c_void_p] * 3, c_int32),
     "ss_mark_positions": (None, c_void_p, c_void_p, c_int64),
     "ss_find_marked": (None, c_void_p, c_void_p, c_int64, c_void_p, c_int32),
     "ss_scores_above": (
@@ -38,8 +40,7 @@ _SIGNATURES = {
         c_void_p,
         c_int64,
         c_int64,
-        c_void_p,
-        c_int64,
+        *[c_void_p, c_int64] * 2,
         c_float,
         c_void_p,
         c_void_p,
@@ -119,16 +120,20 @@ class NativeBackend:
         )
         return source
 
-    def take(self, old: Tensor, source: Tensor, threads: int) -> Tensor:
-        """``old[source]``, zero where source is -1. Any dtype of 1, 2, 4 or 8 bytes."""
-        now = torch.empty(source.numel(), dtype=old.dtype)
-        size = old.element_size()
-        _check(
-            self.library.ss_take(
-                old.data_ptr(), source.data_ptr(), source.numel(), size, now.data_ptr(), threads
+    def take(self, tensors: Sequence[Tensor], source: Tensor, threads: int) -> list[Tensor]:
+        """``tensor[source]`` of each, zero where source is -1. Any dtypes of 1, 2, 4 or 8 bytes."""
+        moved = [torch.empty(source.numel(), dtype=tensor.dtype) for tensor in tensors]
+        for size in {tensor.element_size() for tensor in tensors}:
+            pairs = [
+                (old, now) for old, now in zip(tensors, moved, strict=True) if old.element_size() == size
+            ]
+            old, now = (
+                (c_void_p * len(pairs))(*(t.data_ptr() for t in side)) for side in zip(*pairs, strict=True)
             )
-        )
-        return now
+            _check(
+                self.library.ss_take(len(pairs), old, now, source.data_ptr(), source.numel(), size, threads)
+            )
+        return moved
 
     def merge(self, positions: Tensor, drop: Tensor, grow: Tensor, threads: int) -> Tensor:
         """Sorted positions less ``drop`` and plus ``grow`` (all int64, sorted)."""
@@ -145,6 +150,13 @@ class NativeBackend:
         )
         return at
 
+    def part(self, a: Tensor, b: Tensor, threads: int) -> tuple[Tensor, Tensor]:
+        """Positions of ``a`` that are not in ``b``, and the other way round; all int64 and sorted."""
+        only, counts = (torch.empty_like(a), torch.empty_like(b)), (c_int64 * 2)()
+        given = a.data_ptr(), a.numel(), b.data_ptr(), b.numel()
+        self.library.ss_part_positions(*given, *(t.data_ptr() for t in only), counts, threads)
+        return only[0][: counts[0]], only[1][: counts[1]]
+
     def mark(self, bits: Tensor, positions: Tensor) -> None:
         """Set the bits of positions (int64): one bit each, the first of a byte of ``bits`` (uint8) highest."""
         self.library.ss_mark_positions(bits.data_ptr(), positions.data_ptr(), positions.numel())
@@ -158,14 +170,15 @@ class NativeBackend:
         return found
 
     def above(
-        self, gradient: Tensor, start: int, kept: Tensor, bar: float, threads: int
+        self, gradient: Tensor, start: int, live: Tensor, returning: Tensor, bar: float, threads: int
     ) -> tuple[Tensor, Tensor]:
-        """Entries of a block of gradient of more than ``bar`` in absolute value, but for those at kept positions.
+        """Entries of a block of gradient of more than ``bar`` in absolute value, but for those at live positions.
 
         Args:
-            gradient: float32, contiguous.
+            gradient: float32, contiguous. Entries at live positions are lost.
             start: Position of its first entry.
-            kept: int64, sorted.
+            live: int64, sorted.
+            returning: Those of them, int64 and sorted, that are not left out.
             bar: -inf for all but NaN.
 
         Returns:
@@ -174,7 +187,7 @@ class NativeBackend:
         positions = torch.empty(gradient.numel(), dtype=torch.int64)
         scores = torch.empty(gradient.numel())
         block = gradient.data_ptr(), gradient.numel(), start
-        others = kept.data_ptr(), kept.numel()
+        others = live.data_ptr(), live.numel(), returning.data_ptr(), returning.numel()
         found = positions.data_ptr(), scores.data_ptr()
         count = self.library.ss_scores_above(*block, *others, bar, *found, threads)
         return positions[:count].clone(), scores[:count].clone()

@@ -111,7 +111,7 @@ class Pattern:
 
     def in_rows(self, values: Tensor) -> Tensor:
         """Values in value order, [nnz], as a new tensor in row-major order."""
-        return backend().take(values.detach().contiguous(), self._row_major[1], threads())
+        return backend().take([values.detach().contiguous()], self._row_major[1], threads())[0]
 
     def value_positions(self) -> Tensor:
         """Row-major position of each value, in value order: int64 [nnz]."""
@@ -173,15 +173,13 @@ class Pattern:
     def take(self, source: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What belonged to this pattern's weights, [nnz] each, at other places, zero at -1: a new tensor per given
         one."""
-        moved = []
         for tensor in tensors:
             if tensor.shape != (self.nnz,) or tensor.device.type != "cpu" or tensor.element_size() > 8:
                 raise ValueError(
                     f"startsparse: state to move must be [{self.nnz}] on the CPU, not {tuple(tensor.shape)} "
                     f"{tensor.dtype} on {tensor.device}"
                 )
-            moved.append(backend().take(tensor.detach().contiguous(), source, threads()))
-        return moved
+        return backend().take([tensor.detach().contiguous() for tensor in tensors], source, threads())
 
 
 def _positions(tensor: Tensor, name: str) -> Tensor:

@@ -77,7 +77,7 @@ class CHT(DropGrow):
         live = torch.zeros(view.shape[0], math.prod(view.shape[1:]), device=active.device)
         live[rows, columns] = 1
         score = ch3_l3(live).view(-1)[free]
-        return moved(dropped, free[self._chosen(view, free, score, num_grow, step)])
+        return moved(view, dropped, free[self._chosen(view, free, score, num_grow, step)])
 
     def _chosen(self, view: LayerView, free: Tensor, score: Tensor, count: int, step: int) -> Tensor:
         """Indices of the ``count`` positions to grow, rising."""

@@ -80,7 +80,7 @@ class DeepR(RandomStart):
         changes = {}
         for name, view in moving.items():
             grown = view.grow_at_random(counts[name], dropped[name], self.seed, step)
-            change = moved(dropped[name], grown)
+            change = moved(view, dropped[name], grown)
             changes[name] = Change(
                 change.dropped, change.grown, {SIGNS: self._signs(view, stays[name], grown, step)}
             )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..criteria import magnitude
 from ..distributions import whole
-from ..masks import chosen, in_common
+from ..masks import chosen
 from ..schedules import FRACTIONS, Window, as_step, drop_fraction
 from ..selection import top_k
 from .base import Change, Changes, Views
@@ -138,7 +138,7 @@ class DropGrow(RandomStart):
         active = view.active_positions()
         dropped = chosen(active, ~self.keep(view, len(active) - num_drop))
         returning = dropped[:0] if self.exclude_dropped else dropped
-        return moved(dropped, self.grow(view, num_grow, returning, step))
+        return moved(view, dropped, self.grow(view, num_grow, returning, step))
 
     def keep(self, view: LayerView, count: int) -> Tensor:
         """Which live weights stay, bool (num_active,): those of largest magnitude."""
@@ -149,11 +149,10 @@ class DropGrow(RandomStart):
         raise TypeError(f"{type(self).__name__} does not say where it grows")
 
 
-def moved(dropped: Tensor, grown: Tensor) -> Change:
+def moved(view: LayerView, dropped: Tensor, grown: Tensor) -> Change:
     """The change of a layer that drops and grows these positions: one that is in both keeps its value and state."""
-    again, returned = in_common(dropped, grown)
-    kept = chosen(grown, ~returned)
-    return Change(chosen(dropped, ~again), kept, returned=len(grown) - len(kept))
+    gone, new = view.apart(dropped, grown)
+    return Change(gone, new, returned=len(grown) - len(new))
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ class DSR(DropGrow):
         room = free if self.exclude_dropped else {n: free[n] + len(dropped[n]) for n in moving}
         counts = shared(count, {name: float(number) for name, number in left.items()}, room)
         return {
-            n: moved(dropped[n], self.grow(view, counts[n], dropped[n], step)) for n, view in moving.items()
+            n: moved(view, dropped[n], self.grow(view, counts[n], dropped[n], step))
+            for n, view in moving.items()
         }
 
     def grow(self, view: LayerView, count: int, returning: Tensor, step: int) -> Tensor:

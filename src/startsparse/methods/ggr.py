@@ -185,7 +185,7 @@ class GGR(DropGrow):
             needy = room[name] > 0 and (drops[name] > 0 or live[name] <= floors[name])
             left = live[name] - drops[name]
             starved = self._starved(view, left) if needy and moves and not counts[name] else 0
-            change = moved(dropped[name], grown)
+            change = moved(view, dropped[name], grown)
             changes[name] = replace(change, memory={"starved": torch.tensor(starved)} | said)
         return changes
 

@@ -137,4 +137,4 @@ def _regenerate(view: LayerView, score: Tensor, survive: Tensor, fraction: float
     count = int(fraction * live)
     keep = top_k(score.masked_fill(~survive, -1.0), live - count, what=view.name)
     dropped = view.active_positions()[~keep]
-    return moved(dropped, view.grow_by_gradient(count, dropped))
+    return moved(view, dropped, view.grow_by_gradient(count, dropped))

@@ -123,7 +123,7 @@ class SRigL(DropGrow):
         kept = kept[top_k_in_groups(score, rows, stays, what=view.name)]
         grown = free[top_k_in_groups(gradient, free_rows, wanted - stays, what=view.name)]
         gone = active[~torch.isin(active, kept, assume_unique=True)]
-        return moved(gone, grown)
+        return moved(view, gone, grown)
 
 
 def spread(count: int, room: Tensor) -> Tensor:

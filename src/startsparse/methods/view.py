@@ -18,6 +18,7 @@ from ..criteria import exact
 from ..criteria import gradient as gradient_score
 from ..draw import Permutation
 from ..layers import ORDINARY, Geometry
+from ..masks import chosen, in_common
 from ..selection import top_k
 
 SCALE = (
@@ -90,6 +91,10 @@ class LayerView(Protocol):
         """What ``grow_by_gradient`` would grow, and its scores in float32 or better; all, where fewer can grow."""
         ...
 
+    def apart(self, dropped: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
+        """The positions that only drop, and those that only grow."""
+        ...
+
     def grow_at_random(self, count: int, returning: Tensor, seed: int, step: int) -> Tensor:
         """``count`` growable positions drawn uniformly: a pure function of (seed, step, layer name)."""
         ...
@@ -159,6 +164,10 @@ class DenseView:
         score = gradient_score(self.gradient).reshape(-1).masked_fill(~growable, -torch.inf)
         positions = top_k(score, count, what=self.name).nonzero().squeeze(1)
         return positions, score[positions]
+
+    def apart(self, dropped: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
+        again, returned = in_common(dropped, grown)
+        return chosen(dropped, ~again), chosen(grown, ~returned)
 
     def grow_at_random(self, count: int, returning: Tensor, seed: int, step: int) -> Tensor:
         order = Permutation(self.weight.numel(), f"grow:{step}", seed, self.name)

@@ -120,10 +120,11 @@ struct Kernels {
     void (*pack)(const Geometry &, const float *x, float *xb, int threads);
     void (*unpack)(const Geometry &, const float *xb, float *x, int threads);
     // The entries of a block of gradient, the first of which has position `start`, whose absolute value is
-    // above `bar`, but for those at the ascending `kept` positions: their positions and absolute values.
-    // Returns how many; there must be room for `n`.
-    int64_t (*above)(const float *gradient, int64_t n, int64_t start, const int64_t *kept, int64_t kepts,
-                     float bar, int64_t *position, float *score);
+    // above `bar`, but for those at the ascending `live` positions that are not also among the ascending
+    // `returning` ones: their positions and absolute values. Returns how many; there must be room for `n`.
+    // What is left out is lost: NaN is written over it.
+    int64_t (*above)(float *gradient, int64_t n, int64_t start, const int64_t *live, int64_t lives,
+                     const int64_t *returning, int64_t returnings, float bar, int64_t *position, float *score);
     // Row-major x -> row-major y through all layers; `kept` receives the outputs of all but the last, blocked, one layer
     // after the other. Both return 0, or minus the floats of scratch they need where `capacity` is less.
     int64_t (*chain_forward)(const Chain &, const float *x, float *kept, float *y, float *scratch, int64_t capacity,

@@ -85,7 +85,7 @@ using namespace startsparse;
 #define SS_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Changes whenever an exported function or a struct does.
-SS_EXPORT int32_t ss_version() { return 5; }
+SS_EXPORT int32_t ss_version() { return 6; }
 
 // What it was built from, so that a library that no longer fits its source is found out.
 SS_EXPORT const char *ss_source() { return SS_SOURCE; }
@@ -118,13 +118,12 @@ SS_EXPORT int32_t ss_pattern_sources(const void *before, int64_t before_bytes, c
     if (const Status status = check(now, now_bytes)) return status;
     const auto *a = static_cast<const Header *>(before), *b = static_cast<const Header *>(now);
     if (a->rows != b->rows || a->cols != b->cols || a->groups != b->groups) return MISMATCH;
-    find_sources(*a, *b, from, threads);
-    return OK;
+    return find_sources(*a, *b, from, threads);
 }
 
-SS_EXPORT int32_t ss_take(const void *old, const int32_t *from, int64_t n, int64_t item_bytes, void *now,
-                          int32_t threads) {
-    return take_items(old, from, n, item_bytes, now, threads);
+SS_EXPORT int32_t ss_take(int64_t tensors, const void *const *old, void *const *now, const int32_t *from, int64_t n,
+                          int64_t item_bytes, int32_t threads) {
+    return take_items(tensors, old, now, from, n, item_bytes, threads);
 }
 
 SS_EXPORT int32_t ss_merge_positions(const int64_t *old, int64_t n, const int64_t *drop, int64_t drops,
@@ -137,9 +136,16 @@ SS_EXPORT void ss_find_positions(const int64_t *sorted, int64_t n, const int64_t
     find_positions(sorted, n, wanted, m, at);
 }
 
-SS_EXPORT int64_t ss_scores_above(const float *gradient, int64_t n, int64_t start, const int64_t *kept,
-                                  int64_t kepts, float bar, int64_t *position, float *score, int32_t threads) {
-    return scores_above(kernels().above, gradient, n, start, kept, kepts, bar, position, score, threads);
+SS_EXPORT void ss_part_positions(const int64_t *a, int64_t n, const int64_t *b, int64_t m, int64_t *only_a,
+                                 int64_t *only_b, int64_t *counts, int32_t threads) {
+    part_positions(a, n, b, m, only_a, only_b, counts, threads);
+}
+
+SS_EXPORT int64_t ss_scores_above(float *gradient, int64_t n, int64_t start, const int64_t *live, int64_t lives,
+                                  const int64_t *returning, int64_t returnings, float bar, int64_t *position,
+                                  float *score, int32_t threads) {
+    return scores_above(kernels().above, gradient, n, start, live, lives, returning, returnings, bar, position, score,
+                        threads);
 }
 
 // Both passes return 0, a status, or minus the floats of scratch they need where `capacity` is less.

@@ -14,36 +14,10 @@ constexpr int64_t FEW = 1 << 14; // weights that are not worth waking a second t
 
 int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Walks row-major positions in order, and knows each one's row, column, block and global column without
-// dividing.
-struct Walk {
-    int64_t rows, cols, block, rows_per_group;
-    int64_t row = 0, row_start = 0, column = 0, global = 0, in_block = 0, block_end = 0, group_end = 0,
-            group_start = 0;
-
-    Walk(const Header &p)
-        : rows(p.rows), cols(p.cols), block(p.block), rows_per_group(p.rows / p.groups), block_end(p.block),
-          group_end(rows_per_group) {}
-
-    void to(int64_t position) {
-        if (position - row_start >= cols) {
-            row = position / cols;
-            row_start = row * cols;
-            in_block = 0;
-            block_end = block;
-            while (row >= group_end)
-                group_end += rows_per_group, group_start += cols;
-        }
-        column = position - row_start;
-        while (column >= block_end)
-            block_end += block, ++in_block;
-        global = group_start + column;
-    }
-};
-
-template <class Position> Status check(const Position *position, const Header &p) {
+template <class Position> Status check(const Position *position, const Header &p, int team) {
     const int64_t size = p.rows * p.cols;
     bool wrong = p.nnz && (int64_t(position[0]) < 0 || int64_t(position[p.nnz - 1]) >= size);
+#pragma omp parallel for num_threads(team) schedule(static) reduction(| : wrong)
     for (int64_t i = 1; i < p.nnz; ++i) // without a branch: nearly always all is well
         wrong |= position[i] <= position[i - 1];
     if (!wrong) return OK;
@@ -62,12 +36,6 @@ void to_starts(int32_t *count, int64_t n) { // count[i + 1] items of kind i -> f
         count[i + 1] += count[i];
 }
 
-void rewind(int32_t *cursor,
-            int64_t n) { // undoes the advance of n cursors that each reached the next one's start
-    std::memmove(cursor + 1, cursor, size_t(n) * sizeof(int32_t));
-    cursor[0] = 0;
-}
-
 template <class T> T *at(Header &p, int64_t offset) { return const_cast<T *>(section<T>(p, offset)); }
 
 // Threads divide the rows; each counts its weights of every column in `counts` [team, global columns], and from these
@@ -76,25 +44,41 @@ template <class Position, class Row, class Column>
 void fill(const Position *position, Header &p, int32_t *counts, int team) {
     int32_t *col_ptr = at<int32_t>(p, p.col_ptr), *row_ptr = at<int32_t>(p, p.row_ptr);
     int32_t *segment = at<int32_t>(p, p.segment_ptr), *value = at<int32_t>(p, p.forward_value);
-    Row *row = at<Row>(p, p.row_index);
+    Row *row_of = at<Row>(p, p.row_index);
     Column *column = at<Column>(p, p.forward_col);
-    const int64_t global_cols = p.groups * p.cols, segments = p.blocks * p.rows;
+    const int64_t global_cols = p.groups * p.cols, segments = p.blocks * p.rows, rows_per_group = p.rows / p.groups;
     std::memset(counts, 0, size_t(team * global_cols) * 4);
     std::memset(row_ptr, 0, size_t(p.rows + 1) * 4);
     std::memset(segment, 0, size_t(segments + 1) * 4);
-    const auto first_of = [&](int part) { // at the start of a row, so that no row has two threads
-        if (part == team) return p.nnz;
-        const int64_t start = p.nnz ? int64_t(position[p.nnz * part / team]) / p.cols * p.cols : 0;
-        return int64_t(std::lower_bound(position, position + p.nnz, start) - position);
+    const auto first_row = [&](int part) {
+        if (part == 0 || part == team) return part ? p.rows : 0;
+        return int64_t(position[p.nnz * part / team]) / p.cols;
+    };
+    const auto start_of = [&](int64_t row) { // what leads from a position to its global column
+        return row * p.cols - row / rows_per_group * p.cols;
     };
 
 #pragma omp parallel for num_threads(team) schedule(static, 1)
     for (int part = 0; part < team; ++part) {
-        Walk walk(p);
         int32_t *count = counts + part * global_cols;
-        for (int64_t i = first_of(part), last = first_of(part + 1); i < last; ++i) {
-            walk.to(int64_t(position[i]));
-            ++count[walk.global], ++row_ptr[walk.row + 1], ++segment[walk.in_block * p.rows + walk.row + 1];
+        const Position *const end_of_all = position + p.nnz;
+        const auto begin_of = [&](int of) {
+            return of == team ? end_of_all : std::lower_bound(position, end_of_all, Position(first_row(of) * p.cols));
+        };
+        const Position *i = begin_of(part), *const last = begin_of(part + 1);
+        while (i < last) {
+            const int64_t row = int64_t(*i) / p.cols, start = start_of(row), end = (row + 1) * p.cols;
+            const Position *const begin = i;
+            for (int64_t s = row + 1, stop = row * p.cols + p.block; i < last && int64_t(*i) < end;
+                 s += p.rows, stop += p.block) {
+                const Position *const run = i;
+                for (const int64_t limit = std::min(stop, end); i < last && int64_t(*i) < limit;)
+                    ++i;
+                segment[s] = int32_t(i - run);
+            }
+            row_ptr[row + 1] = int32_t(i - begin);
+            for (const Position *j = begin; j < i; ++j)
+                ++count[int64_t(*j) - start];
         }
     }
     int32_t start = 0;
@@ -110,20 +94,23 @@ void fill(const Position *position, Header &p, int32_t *counts, int team) {
 
 #pragma omp parallel for num_threads(team) schedule(static, 1)
     for (int part = 0; part < team; ++part) {
-        Walk walk(p);
         int32_t *next = counts + part * global_cols;
-        for (int64_t i = first_of(part), last = first_of(part + 1); i < last; ++i) {
-            walk.to(int64_t(position[i]));
-            const int32_t k = next[walk.global]++, s = segment[walk.in_block * p.rows + walk.row]++;
-            row[k] = Row(walk.row), column[s] = Column(walk.global), value[s] = k;
+        for (int64_t row = first_row(part), last = first_row(part + 1); row < last; ++row) {
+            const int64_t first = start_of(row);
+            const Position *i = position + row_ptr[row];
+            for (int64_t b = row; b < segments && i < position + row_ptr[row + 1]; b += p.rows)
+                for (int64_t s = segment[b]; s < segment[b + 1]; ++s, ++i) {
+                    const int64_t c = int64_t(*i) - first;
+                    const int32_t k = next[c]++;
+                    row_of[k] = Row(row), column[s] = Column(c), value[s] = k;
+                }
         }
     }
-    rewind(segment, segments);
 }
 
 template <class Position> Status build(const Position *position, Header &p, int threads) {
-    if (const Status status = check(position, p)) return status;
     const int team = p.nnz < FEW ? 1 : threads;
+    if (const Status status = check(position, p, team)) return status;
     int32_t *counts = static_cast<int32_t *>(std::malloc(size_t(team * p.groups * p.cols + 1) * 4));
     if (!counts) return NO_MEMORY;
     const bool wide_row = p.row_bytes == 4, wide_col = p.col_bytes == 4;
@@ -135,29 +122,40 @@ template <class Position> Status build(const Position *position, Header &p, int 
     return OK;
 }
 
-// For each weight of `now`, in value order: where `before` kept it, or -1. Both list a column's rows
-// ascending.
+// For each weight of `now`, in value order: where `before` kept it, or -1. `tables` [team, rows] holds where a column's
+// rows are: what is left there of earlier columns is lower than all of this one.
 template <class Before, class Now>
-void source(const Header &before, const Header &now, int32_t *from, int threads) {
+void source(const Header &before, const Header &now, int32_t *from, int32_t *tables, int team) {
     const int32_t *old_ptr = section<int32_t>(before, before.col_ptr),
                   *new_ptr = section<int32_t>(now, now.col_ptr);
     const Before *old_row = section<Before>(before, before.row_index);
     const Now *new_row = section<Now>(now, now.row_index);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t c = 0; c < now.groups * now.cols; ++c) {
-        int32_t i = old_ptr[c];
-        for (int32_t k = new_ptr[c]; k < new_ptr[c + 1]; ++k) {
-            while (i < old_ptr[c + 1] && uint32_t(old_row[i]) < uint32_t(new_row[k]))
-                ++i;
-            from[k] = i < old_ptr[c + 1] && uint32_t(old_row[i]) == uint32_t(new_row[k]) ? i : -1;
+    const int64_t columns = now.groups * now.cols;
+    std::memset(tables, -1, size_t(team * now.rows) * 4);
+#pragma omp parallel for num_threads(team) schedule(static, 1)
+    for (int part = 0; part < team; ++part) {
+        int32_t *table = tables + part * now.rows;
+        for (int64_t c = columns * part / team; c < columns * (part + 1) / team; ++c) {
+            const int32_t first = old_ptr[c];
+            for (int32_t i = first; i < old_ptr[c + 1]; ++i)
+                table[old_row[i]] = i;
+            for (int32_t k = new_ptr[c]; k < new_ptr[c + 1]; ++k) {
+                const int32_t i = table[new_row[k]];
+                from[k] = i | (i - first) >> 31; // -1 where it is lower; without a branch: which are new is chance
+            }
         }
     }
 }
 
-template <class Item> void take(const Item *old, const int32_t *from, int64_t n, Item *now, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; ++i)
-        now[i] = from[i] < 0 ? Item{} : old[from[i]];
+template <class Item> void take(const Item *old, const int32_t *from, int64_t n, Item *now) {
+    if (!old) { // it has no items, so each is to be zero
+        std::fill(now, now + n, Item{});
+        return;
+    }
+    for (int64_t i = 0; i < n; ++i) { // without a branch, as above
+        const int32_t there = ~(from[i] >> 31);
+        now[i] = Item(old[from[i] & there] & Item(there));
+    }
 }
 
 } // namespace
@@ -205,27 +203,36 @@ void row_major(const Header &p, int64_t *position, int32_t *value, int threads) 
     }
 }
 
-void find_sources(const Header &before, const Header &now, int32_t *from, int threads) {
-    const bool old_wide = before.row_bytes == 4, new_wide = now.row_bytes == 4;
-    if (old_wide && new_wide) source<uint32_t, uint32_t>(before, now, from, threads);
-    else source<uint16_t, uint16_t>(before, now, from, threads);
+Status find_sources(const Header &before, const Header &now, int32_t *from, int threads) {
+    const int team = now.nnz < FEW ? 1 : threads;
+    int32_t *tables = static_cast<int32_t *>(std::malloc(size_t(team * now.rows + 1) * 4));
+    if (!tables) return NO_MEMORY;
+    if (now.row_bytes == 4) source<uint32_t, uint32_t>(before, now, from, tables, team);
+    else source<uint16_t, uint16_t>(before, now, from, tables, team);
+    std::free(tables);
+    return OK;
 }
 
-Status take_items(const void *old, const int32_t *from, int64_t n, int64_t item_bytes, void *now,
-                  int threads) {
-    switch (item_bytes) {
-    case 1: take(static_cast<const uint8_t *>(old), from, n, static_cast<uint8_t *>(now), threads); return OK;
-    case 2:
-        take(static_cast<const uint16_t *>(old), from, n, static_cast<uint16_t *>(now), threads);
-        return OK;
-    case 4:
-        take(static_cast<const uint32_t *>(old), from, n, static_cast<uint32_t *>(now), threads);
-        return OK;
-    case 8:
-        take(static_cast<const uint64_t *>(old), from, n, static_cast<uint64_t *>(now), threads);
-        return OK;
-    default: return MISMATCH;
-    }
+Status take_items(int64_t tensors, const void *const *old, void *const *now, const int32_t *from, int64_t n,
+                  int64_t item_bytes, int threads) {
+    if (item_bytes != 1 && item_bytes != 2 && item_bytes != 4 && item_bytes != 8) return MISMATCH;
+    constexpr int64_t PIECE = 1 << 12; // of `from`, which stays in cache for all tensors
+#pragma omp parallel for num_threads(n < FEW ? 1 : threads) schedule(static)
+    for (int64_t first = 0; first < n; first += PIECE)
+        for (int64_t t = 0; t < tensors; ++t) {
+            const int64_t size = std::min(PIECE, n - first);
+            const auto part = [&](auto item) {
+                using Item = decltype(item);
+                take(static_cast<const Item *>(old[t]), from + first, size, static_cast<Item *>(now[t]) + first);
+            };
+            switch (item_bytes) {
+            case 1: part(uint8_t{}); break;
+            case 2: part(uint16_t{}); break;
+            case 4: part(uint32_t{}); break;
+            default: part(uint64_t{});
+            }
+        }
+    return OK;
 }
 
 } // namespace startsparse

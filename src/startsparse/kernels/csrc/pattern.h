@@ -18,10 +18,10 @@ void row_major(const Header &pattern, int64_t *position, int32_t *value, int thr
 
 // For each weight of `now`, in value order: its place in the value order of `before`, or -1. Same shape,
 // both.
-void find_sources(const Header &before, const Header &now, int32_t *from, int threads);
+Status find_sources(const Header &before, const Header &now, int32_t *from, int threads);
 
-// now[i] = old[from[i]], or zero where from[i] is -1.
-Status take_items(const void *old, const int32_t *from, int64_t n, int64_t item_bytes, void *now,
-                  int threads);
+// now[t][i] = old[t][from[i]], or zero where from[i] is -1. An `old` without items may be null.
+Status take_items(int64_t tensors, const void *const *old, void *const *now, const int32_t *from, int64_t n,
+                  int64_t item_bytes, int threads);
 
 } // namespace startsparse

@@ -68,21 +68,56 @@ Status merge_positions(const int64_t *old, int64_t n, const int64_t *drop, int64
 void find_positions(const int64_t *sorted, int64_t n, const int64_t *wanted, int64_t m, int64_t *at) {
     int64_t i = 0;
     for (int64_t j = 0; j < m; ++j) {
-        while (i < n && sorted[i] < wanted[j])
+        for (int steps = 0; steps < 8 && i < n && sorted[i] < wanted[j]; ++steps)
             ++i;
+        if (i < n && sorted[i] < wanted[j]) { // far away
+            int64_t reach = 8;
+            for (; i + reach < n && sorted[i + reach] < wanted[j]; reach *= 2)
+                i += reach;
+            i = std::lower_bound(sorted + i, sorted + std::min(i + reach, n), wanted[j]) - sorted;
+        }
         at[j] = i < n && sorted[i] == wanted[j] ? i : -1;
     }
 }
 
-int64_t scores_above(decltype(Kernels::above) above, const float *gradient, int64_t n, int64_t start,
-                     const int64_t *kept, int64_t kepts, float bar, int64_t *position, float *score, int threads) {
+void part_positions(const int64_t *a, int64_t n, const int64_t *b, int64_t m, int64_t *only_a, int64_t *only_b,
+                    int64_t *counts, int threads) {
+    const int team = n + m < FEW ? 1 : std::min(threads, MOST);
+    int64_t in_a[MOST + 1] = {}, in_b[MOST + 1] = {}, found_a[MOST], found_b[MOST];
+    for (int part = 1; part < team; ++part) {
+        in_a[part] = n * part / team;
+        in_b[part] = in_a[part] < n ? std::lower_bound(b, b + m, a[in_a[part]]) - b : m;
+    }
+    in_a[team] = n, in_b[team] = m;
+#pragma omp parallel for num_threads(team) schedule(static, 1)
+    for (int part = 0; part < team; ++part) {
+        int64_t i = in_a[part], j = in_b[part], of_a = i, of_b = j;
+        while (i < in_a[part + 1] && j < in_b[part + 1]) { // which is lower is chance, so there is no branch on it
+            const int64_t x = a[i], y = b[j];
+            only_a[of_a] = x, only_b[of_b] = y;
+            of_a += x < y, of_b += y < x;
+            i += x <= y, j += y <= x;
+        }
+        found_a[part] = std::copy(a + i, a + in_a[part + 1], only_a + of_a) - only_a - in_a[part];
+        found_b[part] = std::copy(b + j, b + in_b[part + 1], only_b + of_b) - only_b - in_b[part];
+    }
+    counts[0] = counts[1] = 0;
+    for (int part = 0; part < team; counts[0] += found_a[part], counts[1] += found_b[part], ++part) {
+        std::copy(only_a + in_a[part], only_a + in_a[part] + found_a[part], only_a + counts[0]);
+        std::copy(only_b + in_b[part], only_b + in_b[part] + found_b[part], only_b + counts[1]);
+    }
+}
+
+int64_t scores_above(decltype(Kernels::above) above, float *gradient, int64_t n, int64_t start, const int64_t *live,
+                     int64_t lives, const int64_t *returning, int64_t returnings, float bar, int64_t *position,
+                     float *score, int threads) {
     const int team = n < FEW ? 1 : std::min(threads, MOST);
     int64_t found[MOST] = {};
 #pragma omp parallel for num_threads(team) schedule(static, 1)
     for (int part = 0; part < team; ++part) {
         const int64_t first = n * part / team, last = n * (part + 1) / team;
-        found[part] = above(gradient + first, last - first, start + first, kept, kepts, bar, position + first,
-                            score + first);
+        found[part] = above(gradient + first, last - first, start + first, live, lives, returning, returnings, bar,
+                            position + first, score + first);
     }
     int64_t total = found[0];
     for (int part = 1; part < team; total += found[part++]) {

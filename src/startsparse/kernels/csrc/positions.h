@@ -13,9 +13,15 @@ Status merge_positions(const int64_t *old, int64_t n, const int64_t *drop, int64
 // Where each of `m` wanted positions stands among `n` others, or -1; both ascending.
 void find_positions(const int64_t *sorted, int64_t n, const int64_t *wanted, int64_t m, int64_t *at);
 
+// Those of n ascending positions that are not among m others, and the other way round. There must be room for n and m;
+// `counts` says how many of each there are.
+void part_positions(const int64_t *a, int64_t n, const int64_t *b, int64_t m, int64_t *only_a, int64_t *only_b,
+                    int64_t *counts, int threads);
+
 // `Kernels::above` of a block that threads divide; the order of what is found is that of one thread.
-int64_t scores_above(decltype(Kernels::above) above, const float *gradient, int64_t n, int64_t start,
-                     const int64_t *kept, int64_t kepts, float bar, int64_t *position, float *score, int threads);
+int64_t scores_above(decltype(Kernels::above) above, float *gradient, int64_t n, int64_t start, const int64_t *live,
+                     int64_t lives, const int64_t *returning, int64_t returnings, float bar, int64_t *position,
+                     float *score, int threads);
 
 // Sets the bits of positions, the first of each byte highest.
 void mark_positions(uint8_t *bits, const int64_t *position, int64_t n);
