@@ -107,10 +107,26 @@ def test_counting_leaves_no_trace():
 
 def test_a_forward_pass_that_fails_leaves_no_trace_either():
     model = Shared()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="does not take example_input"):
         _ = uses(model, torch.zeros(3, 5))
     assert model.training and model.drop.training
     assert all(not module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ("x", "example_input must be a batch of one or more inputs, .* got 'x'"),
+        ({}, r"example_input must be a batch .* got \{\}"),
+        (torch.zeros(0, 7), r"got a tensor of shape \(0, 7\)"),
+        (torch.tensor(1.0), r"got a tensor of shape \(\)"),
+        (torch.zeros(4, 6), "the model does not take example_input: RuntimeError: mat1 and mat2"),
+        ({"y": torch.zeros(4, 7)}, "the model does not take example_input: TypeError: .* 'y'"),
+    ],
+)
+def test_an_example_that_is_none_is_refused_in_words(example, message):
+    with pytest.raises(ValueError, match=message):
+        uses(nn.Sequential(nn.Linear(7, 5)), example)
 
 
 def test_an_embedding_multiplies_nothing():

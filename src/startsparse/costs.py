@@ -29,6 +29,9 @@ def uses_per_sample(
     Returns:
         (layer name -> multiply-adds per weight and sample, batch size).
 
+    Raises:
+        ValueError: the example is no batch, or the model's forward pass fails on it.
+
     Example:
         >>> from startsparse.layers import find
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 16, 10))
@@ -66,7 +69,13 @@ def _trace(
     """
     plain = getattr(model, "_orig_mod", model)
     arguments, keywords = _arguments(example_input)
-    batch = next(t for t in [*arguments, *keywords.values()] if isinstance(t, Tensor)).shape[0]
+    first = next((t for t in [*arguments, *keywords.values()] if isinstance(t, Tensor)), None)
+    if first is None or not first.dim() or not len(first):
+        got = repr(example_input) if first is None else f"a tensor of shape {tuple(first.shape)}"
+        raise ValueError(
+            f"example_input must be a batch of one or more inputs, a tensor or a tuple or dict of arguments, got {got}"
+        )
+    batch = len(first)
     handles = []
     for name, layer in layers.items():
         for module in _users(plain, layer):
@@ -86,6 +95,8 @@ def _trace(
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             plain.eval()(*arguments, **keywords)
+    except Exception as error:
+        raise ValueError(f"the model does not take example_input: {type(error).__name__}: {error}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for handle in handles:

@@ -515,6 +515,14 @@ def finished() -> nn.Module:
     return model
 
 
+def test_a_finished_model_is_not_turned_again():
+    model = finished()
+    with pytest.raises(
+        ValueError, match=r"no layer is left.*; 0, 3, 5 run sparse already: .*densify_execution"
+    ):
+        _ = ss.sparsify_execution(model)
+
+
 def test_a_dense_state_that_was_loaded_is_not_kept():
     model = finished()
     dense = {key: value for key, value in model.state_dict().items() if not key.endswith("positions")}

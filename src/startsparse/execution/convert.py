@@ -42,7 +42,15 @@ def sparsify_execution(
         >>> {name: choice.execution for name, choice in sparsify_execution(model).items()}
         {'0.weight': 'sparse', '2.weight': 'masked'}
     """
-    found = find(model, layers)
+    try:
+        found = find(model, layers)
+    except ValueError as error:
+        turned = [name or "the model" for name, module in model.named_modules() if is_sparse(module)]
+        if not turned:
+            raise
+        raise ValueError(
+            f"{error}; {', '.join(turned)} run sparse already: ss.densify_execution(model) turns them back"
+        ) from error
     choices = choose("auto", model, found, [])
     able = {name: found[name] for name, choice in choices.items() if choice.execution == "sparse"}
     live = {name: layer.parameter.detach().reshape(-1).nonzero().squeeze(1) for name, layer in able.items()}
