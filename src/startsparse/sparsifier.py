@@ -18,10 +18,12 @@ from .dynamics import Dynamics
 from .execution.auto import faster
 from .execution.chains import part
 from .execution.choice import EXECUTIONS, Choice, choose
+from .execution.every_step import listen, stop_listening
 from .execution.hooks import LoadHook, StepHooks, attached_to, claim, release
 from .execution.interface import Site
 from .execution.modules import is_sparse
 from .execution.optimizers import replace
+from .execution.strangers import Strangers
 from .layers import check_module, find, warn_of_dense
 from .masks import Lazy
 from .methods import Method
@@ -181,7 +183,9 @@ class Sparsifier:
         self._handles += [
             handle for optimizer in self._optimizers for handle in StepHooks.register(optimizer, self)
         ]
-        self._finalizer = weakref.finalize(self, _disconnect, list(self._sites.values()), self._handles)
+        self._strangers = Strangers(self, self._optimizers)
+        ears = listen(self._strangers)
+        self._finalizer = weakref.finalize(self, _disconnect, list(self._sites.values()), self._handles, ears)
         self._clock = Clock(self._topology, self._optimizers)
         self._clock.set(0)
 
@@ -427,7 +431,8 @@ def _check_optimizers(layers, optimizers: list[Optimizer]) -> None:
         )
 
 
-def _disconnect(sites: list[Site], handles: list) -> None:
+def _disconnect(sites: list[Site], handles: list, ears: int) -> None:
+    stop_listening(ears)
     for handle in handles:
         handle.remove()
     for site in sites:
