@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import threading
 
 import pytest
 import torch
@@ -283,6 +284,8 @@ def test_modes():
     torch.testing.assert_close(exported(X), plainly(model.eval(), X))
     model.train()
     torch.testing.assert_close(model(x=X), model(X))
+    with torch.inference_mode():
+        torch.testing.assert_close(model(X), plainly(model, X))
     params = {name: 2 * p.detach() for name, p in model.named_parameters()}
     y = torch.func.functional_call(model, params, (X,))
     torch.testing.assert_close(y, plainly(torch.func.functional_call, model, params, (X,)))
@@ -346,6 +349,7 @@ ODDITIES = {
     "it changes seen": appends,
     "it changes its own tensors": lambda self, x: x + self.count.add_(1),
     "it uses a tensor that is made": lambda self, x: x + torch.ones(4, 1, 1),
+    "it changes its own tensors in": lambda self, x: (self.norm.running_mean.zero_(), x)[1],
     "it computes under no_grad": without_gradients,
     "it computes under": lambda self, x: checkpoint(torch.sigmoid, x, use_reentrant=False),
     "changes a value in place": doubles,
@@ -379,6 +383,11 @@ def test_what_there_is_nothing_to_fuse_in():
     compiled = torch.compile(model, backend="eager")
     with pytest.raises(ValueError, match=r"fuse the one that torch\.compile was given"):
         _ = ss.fuse(compiled, X)
+    with pytest.raises(ValueError, match="compared on an example"):
+        _ = ss.fuse(model, None)
+    model.lock = threading.Lock()
+    assert "it cannot be copied" in ss.fuse(model, X).refused[""] and together(model) == 4
+    del model.lock
     small = ss.fuse(model, X[:4])
     assert small.traced == ("",) and "a batch too small" in small.alone["conv1"]
     assert together(model) == 18

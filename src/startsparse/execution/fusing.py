@@ -19,7 +19,7 @@ from .modules import is_sparse
 from .noted import noting
 from .program import Program, build
 from .traces import Trace, trace_of
-from .tracing import Refused, Traced, is_leaf, trace
+from .tracing import Refused, Traced, copied, is_leaf, trace
 from .turned import turn_back
 
 
@@ -94,7 +94,7 @@ def fuse(model: nn.Module, example_input: Any) -> Fusion:
 
     Raises:
         TypeError: the model is no module.
-        ValueError: it is compiled: fuse what ``torch.compile`` was given.
+        ValueError: it is compiled (fuse what ``torch.compile`` was given), or there is no example.
 
     Example:
         >>> import startsparse as ss
@@ -116,12 +116,14 @@ def fuse(model: nn.Module, example_input: Any) -> Fusion:
         raise ValueError(
             "the model is compiled: fuse the one that torch.compile was given, and do not compile it"
         )
+    if example_input is None:
+        raise ValueError("what is traced is compared on an example: give a batch as example_input")
     for module in model.modules():
         if trace_of(module) is not None:
             turn_back(module)
     join(model)
     sparse = {name: module for name, module in model.named_modules() if is_sparse(module)}
-    obstacle = _obstacle(sparse)
+    obstacle = _obstacle(model, sparse)
     traces: dict[str, Trace] = {}
     refused: dict[str, str] = {"": obstacle} if obstacle else {}
     if not obstacle:
@@ -139,10 +141,17 @@ def fuse(model: nn.Module, example_input: Any) -> Fusion:
     return Fusion(model, tuple(traces), refused, together, alone)
 
 
-def _obstacle(sparse: dict[str, nn.Module]) -> str:
+def _obstacle(model: nn.Module, sparse: dict[str, nn.Module]) -> str:
+    """Why nothing in a model can be fused, or an empty string."""
     if not sparse:
         return "no layer is executed sparsely: attach(..., execution='sparse') comes first"
-    return "" if available() else "the kernels are not compiled on this machine"
+    if not available():
+        return "the kernels are not compiled on this machine"
+    try:
+        _ = copied(model)
+    except Refused as error:
+        return f"{error}, and is not compared"
+    return ""
 
 
 def _visit(module: nn.Module, name: str, traces: dict[str, Trace], refused: dict[str, str]) -> None:

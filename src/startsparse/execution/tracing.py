@@ -65,7 +65,7 @@ def trace(module: nn.Module, training: bool) -> Traced:
     inputs = _inputs(module)
     leaves: frozenset[str] = frozenset()
     while True:
-        twin = _copy(module)
+        twin = copied(module)
         tracer = _Tracer(leaves, inputs)
         try:
             return _traced(tracer, twin.train(training), module)
@@ -96,9 +96,9 @@ def _traced(tracer: _Tracer, twin: nn.Module, module: nn.Module) -> Traced:
     generators = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            before = _state(twin)
+            before = _state(*twin.modules())
             graph = tracer.trace(twin)
-            _check_state(before, twin)
+            _check_state(before, *twin.modules())
     finally:
         random.setstate(generators[0])
         np.random.set_state(generators[1])
@@ -180,7 +180,12 @@ def _inputs(module: nn.Module) -> list[str]:
     return [p.name for p in needed]
 
 
-def _copy(module: nn.Module) -> nn.Module:
+def copied(module: nn.Module) -> nn.Module:
+    """A copy of a module, of the class that it had, and likewise those inside.
+
+    Raises:
+        Refused: there is none.
+    """
     try:
         twin = copy.deepcopy(module)
     except Exception as error:
@@ -213,15 +218,15 @@ def _context() -> tuple:
     return *modes, None if hooks is None else id(hooks[0])
 
 
-def _state(module: nn.Module) -> tuple:
-    """What running a module's ``forward`` on stand-ins must leave as it is: random numbers, its own tensors."""
+def _state(*modules: nn.Module) -> tuple:
+    """What running ``forward`` on stand-ins must leave as it is: random numbers, the modules' own tensors."""
     numbers = torch.get_rng_state().numpy().tobytes(), random.getstate(), np.random.get_state()[2]  # type: ignore[index]
-    tensors = [*module._parameters.items(), *module._buffers.items()]
-    return numbers, [(name, None if tensor is None else tensor._version) for name, tensor in tensors]
+    tensors = [t for module in modules for t in (*module._parameters.values(), *module._buffers.values())]
+    return numbers, [None if tensor is None else (id(tensor), tensor._version) for tensor in tensors]
 
 
-def _check_state(before: tuple, module: nn.Module) -> None:
-    numbers, tensors = _state(module)
+def _check_state(before: tuple, *modules: nn.Module) -> None:
+    numbers, tensors = _state(*modules)
     if numbers != before[0]:
         raise Refused("it draws random numbers while it is traced: they would be the same for ever")
     if tensors != before[1]:
