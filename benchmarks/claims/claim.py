@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def load(name: str, root: Path) -> Claim:
         raise ValueError(f"no claim {name!r} in {root}: there are {', '.join(names(root)) or 'none'}")
     spec = importlib.util.spec_from_file_location(f"claim_{name}", file)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # data classes look for it there
     spec.loader.exec_module(module)
     lacking = [part for part in ("TITLE", "SOURCE", "runs", "run", "judge") if not hasattr(module, part)]
     if lacking:
