@@ -70,6 +70,7 @@ def load(name: str, root: Path) -> Claim:
     spec = importlib.util.spec_from_file_location(f"claim_{name}", file)
     assert spec is not None and spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # data classes look for it there
+    sys.modules[spec.name] = module  # dataclasses look there for the module they are made in
     spec.loader.exec_module(module)
     lacking = [part for part in ("TITLE", "SOURCE", "runs", "run", "judge") if not hasattr(module, part)]
     if lacking:
