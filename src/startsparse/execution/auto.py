@@ -108,8 +108,8 @@ def _measure(layer: Layer, count: int, shape: tuple[int, ...]) -> tuple[float, f
     masked, sparse = _copy(layer.module), _copy(layer.module)
     size = layer.parameter.numel()
     positions = torch.from_numpy(Drawn("exact", 0, "timing", size, count=count).positions())
-    _ = to_sparse(sparse, layer.shape, positions, torch.randn(count))
-    x = torch.randn(shape)
+    _ = to_sparse(sparse, layer.shape, positions, torch.randn(count, dtype=torch.float32))
+    x = torch.randn(shape, dtype=torch.float32)
     times: tuple[list[float], list[float]] = ([], [])
     for _round in range(_ROUNDS + 2):
         for module, seconds in zip((masked, sparse), times, strict=True):

@@ -204,5 +204,7 @@ class Site(FirstSite):
         spread = weights.float().std(unbiased=False)
         if method.grown_value == "normal":
             generator = torch.Generator().manual_seed(key(f"value:{step}", method.seed, self.name) % 2**63)
-            return torch.randn(count, generator=generator).to(weights) * spread.to(weights.dtype)
+            return torch.randn(count, generator=generator, dtype=torch.float32).to(weights) * spread.to(
+                weights.dtype
+            )
         return None if gradient is None else -gradient.sign().to(weights.dtype) * spread.to(weights.dtype)

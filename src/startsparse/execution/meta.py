@@ -143,7 +143,9 @@ def materialise_rest(
                 continue
             new = nn.Parameter(torch.empty(old.shape, dtype=old.dtype), requires_grad=old.requires_grad)
             module._parameters[key] = made[id(old)] = new
-            replace(optimizers, old, new, lambda state, fresh: torch.full(state.shape, fresh))
+            replace(
+                optimizers, old, new, lambda state, fresh: torch.full(state.shape, fresh, dtype=state.dtype)
+            )
             if layer is not None:
                 new.copy_(uniform(old.numel(), math.prod(layer.shape[1:]), seed, f"{layer.name}.{key}"))
         for key, buffer in list(module._buffers.items()):

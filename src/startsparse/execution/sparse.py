@@ -187,7 +187,7 @@ class SparseSite(Site):
         self._batches += pending
         if sum(x.numel() + dy.numel() for x, dy in self._batches) >= math.prod(self.shape):
             if self._dense is None:
-                self._dense = torch.zeros(self.shape[0], math.prod(self.shape[1:]))
+                self._dense = self.parameter.new_zeros(self.shape[0], math.prod(self.shape[1:]))
             for x, dy in self._batches:
                 for row, block in dense_gradient(x, dy, **self._convolution()):
                     self._dense[row : row + len(block)] += block
@@ -221,7 +221,7 @@ class SparseSite(Site):
             return torch.arange(start, start + block.numel(), share), block.reshape(-1)[::share]
         step = round(math.sqrt(share))  # units may be dead, and inputs always zero
         row, column = torch.arange(0, rows, step), torch.arange(0, cols, step)
-        total = torch.zeros(len(row), len(column))
+        total = self.parameter.new_zeros(len(row), len(column))
         for x, dy in self._batches:
             total += next(dense_gradient(x[..., column], dy[..., row], block=total.numel()))[1]
         return (row[:, None] * cols + column).view(-1), total.view(-1)
@@ -265,7 +265,7 @@ class SparseSite(Site):
     def keep_gradient(self) -> None:
         if not self.has_gradient() or not self.gradient_is_finite():
             return
-        kept = torch.empty(self.shape[0], math.prod(self.shape[1:]))
+        kept = self.parameter.new_empty(self.shape[0], math.prod(self.shape[1:]))
         for start, block in self.gradient_blocks():
             kept.view(-1)[start : start + block.numel()] = block.reshape(-1)
         self.memory[KEPT] = kept
@@ -311,7 +311,7 @@ class SparseSite(Site):
         found = None
         for start, gradient in self.gradient_blocks():
             flat = gradient.reshape(-1)
-            found = torch.zeros(len(positions)) if found is None else found
+            found = self.parameter.new_zeros(len(positions)) if found is None else found
             inside = (positions >= start) & (positions < start + len(flat))
             found[inside] = flat[positions[inside] - start]
         return found
@@ -364,4 +364,8 @@ class SparseSite(Site):
 
 def _gathered(state: Tensor, where: Tensor, fresh: float) -> Tensor:
     """State of a dense weight at the live positions; that of a weight on the meta device begins now."""
-    return torch.full(where.shape, fresh) if state.is_meta else state.reshape(-1)[where].clone()
+    return (
+        torch.full(where.shape, fresh, dtype=state.dtype)
+        if state.is_meta
+        else state.reshape(-1)[where].clone()
+    )

@@ -60,11 +60,13 @@ class SparseView:
 
     def active_gradients(self) -> Tensor:
         gradient = self._site.parameter.grad
-        return torch.zeros(self.live.nnz) if gradient is None else self.live.in_rows(gradient)
+        return (
+            self._site.parameter.new_zeros(self.live.nnz) if gradient is None else self.live.in_rows(gradient)
+        )
 
     def gradients_at(self, positions: Tensor) -> Tensor:
         found = self._site.gradient_at(positions)
-        return torch.zeros(len(positions)) if found is None else found
+        return self._site.parameter.new_zeros(len(positions)) if found is None else found
 
     def num_growable(self, returning: Tensor) -> int:
         return self.capacity - self.num_active + len(returning)
@@ -77,11 +79,11 @@ class SparseView:
 
     def _highest(self, count: int, returning: Tensor) -> tuple[Tensor, Tensor]:
         if count == 0:
-            return torch.empty(0, dtype=torch.int64), torch.empty(0)
+            return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float32)
         if not self._site.has_gradient():  # as with a gradient of zeros: the lowest positions
             allowed = self._allowed(self._kept(returning))
             lowest = torch.from_numpy(_lowest(allowed, count, math.prod(self.shape)))
-            return lowest, torch.zeros(len(lowest))
+            return lowest, torch.zeros(len(lowest), dtype=torch.float32)
         best = None
         for bar in self._bars(count / math.prod(self.shape)):
             best = self._highest_gradients(count, returning, bar)
