@@ -117,11 +117,11 @@ def test_the_model_is_what_it_was():
     [
         ((nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout2d(0.0).eval()), [4]),
         ((nn.BatchNorm2d(4), nn.Identity()), [2, 2]),
-        ((nn.BatchNorm2d(4), nn.GELU()), [2, 2]),
-        ((nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.5)), [2, 2]),
-        ((nn.ReLU(),), [2]),
-        ((nn.GroupNorm(2, 4), nn.ReLU()), [2]),
-        ((nn.BatchNorm2d(4).eval(), nn.ReLU()), [2]),
+        ((nn.BatchNorm2d(4), nn.GELU()), []),
+        ((nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.5)), []),
+        ((nn.ReLU(),), []),
+        ((nn.GroupNorm(2, 4), nn.ReLU()), []),
+        ((nn.BatchNorm2d(4).eval(), nn.ReLU()), []),
         ((nn.BatchNorm2d(4, momentum=None), nn.ReLU()), [4]),
         ((nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()), [4]),
         ((nn.BatchNorm2d(4, affine=False), nn.ReLU()), [4]),
@@ -167,7 +167,7 @@ def another(model):
 
 @pytest.mark.parametrize(
     ("look", "expected"),
-    [(hook, [2, 4]), (inner, [2, 2, 4]), (backward, [4, 2, 2]), (replaced, [4, 2]), (another, [4, 2])],
+    [(hook, [4]), (inner, [4]), (backward, [4]), (replaced, [4]), (another, [4])],
 )
 def test_who_looks_between_sees_it(look, expected):
     model = vgg()

@@ -29,7 +29,7 @@ from ..kernels.eager import is_plain
 from . import noted
 from .modules import SparseConv2d
 
-_LANES = 16
+LANES = 16
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL = nn.modules.module
 
@@ -94,13 +94,13 @@ def able(x: Tensor) -> bool:
         return False
     if not is_plain(x) or x.dtype != torch.float32 or x.dim() != 4 or not x.numel() or not available():
         return False
-    return not (observed_globally() or (x.shape[0] < _LANES and torch.is_grad_enabled()))
+    return not (observed_globally() or (x.shape[0] < LANES and torch.is_grad_enabled()))
 
 
 def pack(x: Tensor) -> Blocked:
     """x, which is able to be, in the layout of fused blocks."""
-    few = x.shape[0] < _LANES
-    return Blocked(x.contiguous().unsqueeze(-1) if few else to_blocked(x, _LANES), x.shape[0])
+    few = x.shape[0] < LANES
+    return Blocked(x.contiguous().unsqueeze(-1) if few else to_blocked(x, LANES), x.shape[0])
 
 
 def rows(x: Tensor | Blocked) -> Tensor:
@@ -146,8 +146,8 @@ def obstacle(conv: nn.Module, norm: nn.Module, batch: int) -> str:
     if _uses_running(norm):
         if torch.is_grad_enabled():
             return "its norm uses running statistics, and gradients are wanted"
-    elif batch < _LANES:
-        return f"a batch of {batch}: at least {_LANES} items are needed"
+    elif batch < LANES:
+        return f"a batch of {batch}: at least {LANES} items are needed"
     tensors = conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var
     if not all(t is None or (t.dtype == torch.float32 and t.is_contiguous()) for t in tensors):
         return "not all of it is contiguous float32"

@@ -98,18 +98,20 @@ def fuse(model: nn.Module, example_input: Any) -> Fusion:
 
     Example:
         >>> import startsparse as ss
-        >>> class Net(nn.Module):
+        >>> class Block(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        ...         self.conv1, self.norm1 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        ...         self.conv2, self.norm2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
         ...
         ...     def forward(self, x):
-        ...         return torch.relu(self.norm(self.conv(x)))
-        >>> model = Net()
+        ...         y = torch.relu(self.norm1(self.conv1(x)))
+        ...         return torch.relu(self.norm2(self.conv2(y)) + x)
+        >>> model = Block()
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> sparse = ss.attach(model, optimizer, ss.Static(density=0.2), execution="sparse")
-        >>> ss.fuse(model, torch.randn(32, 3, 8, 8)).together
-        (('conv', 'norm'),)
+        >>> ss.fuse(model, torch.randn(32, 8, 8, 8)).together
+        (('conv1', 'norm1', 'conv2', 'norm2'),)
     """
     check_module(model)
     if hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:

@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 
 from . import paths
 from .fused import Blocked
-from .sequence import Activations, can_run_together, through
+from .modules import SparseConv2d, SparseLinear
+from .sequence import Activations, num_pairs, through
 
 Modules = Mapping[str, nn.Module]
 Values = list[Any]  # of Activations, or None where there is none (any more)
@@ -74,10 +75,17 @@ def build(graph: fx.Graph, modules: Modules) -> Program:
         if node.op == "output":
             output = _template(node.args[0], index)
         elif node.op != "placeholder" and node not in inside:
-            compute = _sequence(ends[node], index) if node in ends else _call(node, index)
+            compute = (
+                _sequence(ends[node], index, _goes_on(node, ends)) if node in ends else _call(node, index)
+            )
             steps.append(_Step(compute, i, tuple(index[one] for one, at in last_use.items() if at == i)))
-    rows = [[_module(item, modules) for item in path.items] for path in ends.values()]
-    return Program(tuple(steps), len(nodes), output, any(map(can_run_together, rows)))
+    return Program(tuple(steps), len(nodes), output, _is_worth(list(ends.values())))
+
+
+def _is_worth(found: Sequence[paths.Path]) -> bool:
+    """Whether two layers could run together: a convolution that is by itself with its norm gains nothing."""
+    pairs = sum(num_pairs([kind for kind in path.kinds if kind is not nn.Identity]) for path in found)
+    return pairs > 1 or any(path.kinds.count(SparseLinear) > 1 for path in found)
 
 
 def _module(item: paths.Item, modules: Modules) -> nn.Module:
@@ -90,7 +98,15 @@ def _needs(node: fx.Node, path: paths.Path | None) -> list[fx.Node]:
     return [path.source] if path.way is None else [path.source, path.way]
 
 
-def _sequence(path: paths.Path, index: Mapping[fx.Node, int]) -> Compute:
+def _goes_on(node: fx.Node, ends: Mapping[fx.Node, paths.Path]) -> bool:
+    """Whether what a path gives is used where fused blocks take it."""
+    takers = [path for path in ends.values() if node in (path.way, path.source)]
+    if any(path.way is node or path.kinds[0] is SparseConv2d for path in takers):
+        return True
+    return any(_per_image(user) is not None for user in node.users)
+
+
+def _sequence(path: paths.Path, index: Mapping[fx.Node, int], onward: bool) -> Compute:
     """Run the modules of a path."""
     source, way = index[path.source], None if path.way is None else index[path.way]
     items, last = tuple(path.items), path.last
@@ -100,7 +116,7 @@ def _sequence(path: paths.Path, index: Mapping[fx.Node, int]) -> Compute:
             [_module(item, modules) for item in items],
             None if last is None else _module(last, modules),
         )
-        return through(row, values[source], None if way is None else values[way], end)
+        return through(row, values[source], None if way is None else values[way], end, onward)
 
     return compute
 

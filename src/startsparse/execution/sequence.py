@@ -52,6 +52,11 @@ class Activations:
         return self._blocked is not None or (isinstance(self._rows, Tensor) and fused.able(self._rows))
 
     @property
+    def must_be_packed(self) -> bool:
+        """Whether the other layout costs a pass: not where it is there, nor for few items."""
+        return self._blocked is None and self.batch >= fused.LANES
+
+    @property
     def batch(self) -> int:
         """Items."""
         return self._rows.shape[0] if self._blocked is None else self._blocked.batch
@@ -67,6 +72,7 @@ def through(
     x: Activations,
     way: Activations | None = None,
     last: nn.Module | None = None,
+    onward: bool = False,
 ) -> Activations:
     """Each module's output into the next one.
 
@@ -75,6 +81,7 @@ def through(
         x: into the first.
         way: is added to what the last of them gives.
         last: is called after that (a ReLU).
+        onward: whether the output goes where fused blocks take it.
     """
     at = 0
     while at < len(modules):
@@ -82,7 +89,7 @@ def through(
         if type(modules[at]) is SparseLinear:
             y, after = _linear(modules, at, x)
         elif type(modules[at]) is SparseConv2d:
-            y, after = _convolutions(modules, at, x, way, last)
+            y, after = _convolutions(modules, at, x, way, last, onward)
         if y is None:
             for module in modules[at:after]:
                 x = Activations(module(x.rows()))
@@ -99,8 +106,12 @@ def through(
 def can_run_together(modules: Sequence[nn.Module]) -> bool:
     """Whether modules in a row have sparse layers that could be one operation."""
     kinds = [type(module) for module in modules if type(module) is not nn.Identity]
-    convolutions = any(pair == (SparseConv2d, nn.BatchNorm2d) for pair in pairwise(kinds))
-    return convolutions or kinds.count(SparseLinear) > 1
+    return num_pairs(kinds) > 1 or kinds.count(SparseLinear) > 1
+
+
+def num_pairs(kinds: Sequence[type]) -> int:
+    """How many sparse convolutions have their norm right behind them."""
+    return sum(pair == (SparseConv2d, nn.BatchNorm2d) for pair in pairwise(kinds))
 
 
 def _linear(modules: Sequence[nn.Module], start: int, x: Activations) -> tuple[Activations | None, int]:
@@ -137,7 +148,12 @@ def _linear(modules: Sequence[nn.Module], start: int, x: Activations) -> tuple[A
 
 
 def _convolutions(
-    modules: Sequence[nn.Module], start: int, x: Activations, way: Activations | None, last: nn.Module | None
+    modules: Sequence[nn.Module],
+    start: int,
+    x: Activations,
+    way: Activations | None,
+    last: nn.Module | None,
+    onward: bool,
 ) -> tuple[Activations | None, int]:
     """What the convolutions give that begin here and run together, or None, and what comes after them.
 
@@ -148,6 +164,10 @@ def _convolutions(
         noted.alone(conv, "a batch too small, a tensor that is not plain float32, or fused blocks are off")
         return None, start + 1
     pairs, relu, after = _pairs(modules, start, x.batch)
+    single = len(pairs) == 1 and x.must_be_packed and not (onward or way)
+    if single and not _pairs(modules, after, x.batch)[0]:
+        noted.alone(conv, "by itself with its norm, which gains nothing")
+        return None, start + 1
     inside = x.blocked() if pairs else None
     if inside is None:
         return None, start + 1
