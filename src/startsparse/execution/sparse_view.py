@@ -14,7 +14,6 @@ from ..criteria import gradient as gradient_score
 from ..draw import Drawn, Permutation
 from ..kernels import backend
 from ..kernels.library import threads
-from ..masks import chosen
 from ..selection import top_k
 
 if TYPE_CHECKING:
@@ -195,7 +194,9 @@ class _Best:
     def _reduce(self) -> None:
         positions, scores = torch.cat(self._positions), torch.cat(self._scores)
         taken = top_k(scores, self._count, what=self._name)
-        self._positions, self._scores = [chosen(positions, taken)], [chosen(scores, taken)]
+        at = np.flatnonzero(taken.numpy())
+        self._positions = [torch.from_numpy(positions.numpy()[at])]
+        self._scores = [torch.from_numpy(scores.numpy()[at])]
         self.bar = float(self._scores[0].min()) if self._count else torch.inf
 
 
