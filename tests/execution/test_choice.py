@@ -318,9 +318,16 @@ def test_a_model_that_is_cast_after_attachment_is_told_what_is_wrong():
 )
 def test_wrong_inputs_are_errors_in_words(wrong):
     run = Run(perceptron(), method("static"))
-    with pytest.raises((ValueError, RuntimeError), match="startsparse: "):
+    with pytest.raises(ValueError, match=r"startsparse: x must be (\[..., 12\]|a float32 tensor)"):
         run.model(wrong)
     run.step(batch(0, 4, 12))
+
+
+def test_a_wrong_number_of_channels_is_said():
+    run = Run(convolutional(), method("static"))
+    for wrong in (torch.zeros(2, 3, 9, 9), torch.zeros(3, 9, 9)):
+        with pytest.raises(ValueError, match=r"x must be \[batch, 4, height, width\] for this layer, not \["):
+            run.model(wrong)
 
 
 def test_inputs_that_are_not_contiguous():

@@ -138,7 +138,14 @@ class SparseLinear(_Sparse):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
-        return sparse_linear(x, self.weight, self.pattern, self.out_features, self.bias)
+        try:
+            return sparse_linear(x, self.weight, self.pattern, self.out_features, self.bias)
+        except ValueError as error:
+            if x.dim() and x.shape[-1] != self.in_features:
+                raise ValueError(
+                    f"startsparse: x must be [..., {self.in_features}] for this layer, not {list(x.shape)}"
+                ) from error
+            raise
 
     def extra_repr(self) -> str:
         live, total = self.weight.numel(), self.num_weights
@@ -148,6 +155,7 @@ class SparseLinear(_Sparse):
 class SparseConv2d(_Sparse):
     """``nn.Conv2d`` on the live weights of a layer."""
 
+    in_channels: int
     out_channels: int
     bias: nn.Parameter | None
     kernel_size: tuple[int, int]
@@ -158,18 +166,25 @@ class SparseConv2d(_Sparse):
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, channels, height, width] -> [batch, out_channels, out height, out width]."""
         batched = x if x.dim() == 4 else x.unsqueeze(0)
-        y = sparse_conv2d(
-            batched,
-            self.weight,
-            self.pattern,
-            self.out_channels,
-            self.kernel_size,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        try:
+            y = sparse_conv2d(
+                batched,
+                self.weight,
+                self.pattern,
+                self.out_channels,
+                self.kernel_size,
+                self.bias,
+                stride=self.stride,
+                padding=self.padding,
+                dilation=self.dilation,
+                groups=self.groups,
+            )
+        except ValueError as error:
+            if batched.dim() == 4 and batched.shape[1] != self.in_channels:
+                raise ValueError(
+                    f"startsparse: x must be [batch, {self.in_channels}, height, width] for this layer, not {list(x.shape)}"
+                ) from error
+            raise
         return y if x.dim() == 4 else y.squeeze(0)
 
     def extra_repr(self) -> str:
