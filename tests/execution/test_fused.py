@@ -199,3 +199,36 @@ def test_sequential_nets(used):
     twin = copy.deepcopy(model)
     torch.testing.assert_close(step(model, x, y), plainly(twin, x, y), rtol=0, atol=1e-4)
     assert len(used) == 13
+
+
+@pytest.mark.parametrize(("name", "expected"), [("resnet18", 20), ("resnet50", 53)])
+def test_nets_of_imagenet(name, expected, used):
+    torch.manual_seed(0)
+    options = {"width": 1 / 16, "stem": "cifar", "input_shape": (3, 8, 8), "classes": 5}
+    model = models.make(name, **options)
+    before = [key for key, _ in model.named_parameters()]
+    assert sorted(before) == sorted(set(before)) and all(
+        key.split(".")[0] in ("conv1", "bn1", "stages", "fc") for key in before
+    )
+    _ = ss.attach(model, torch.optim.SGD(model.parameters(), lr=0.05), ss.Static(0.4), execution="sparse")
+    x, y = batch()
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(step(model, x, y), plainly(twin, x, y), rtol=0, atol=1e-3)
+    assert len(used) == expected
+    norm = sum(p.grad.square().sum() for p in twin.parameters()).sqrt()
+    off = sum(
+        (p.grad - q.grad).square().sum() for p, q in zip(model.parameters(), twin.parameters(), strict=True)
+    ).sqrt()
+    assert off < 1e-3 * norm
+    model.stages[1][0] = nn.Sequential(model.stages[1][0], nn.Tanh())
+    _ = model.stages.register_forward_hook(lambda *_: None)
+    used.clear()
+    assert step(model, x, y).shape == (18, 5) and used
+
+
+def test_a_block_that_is_not_ours_gets_rows(used):
+    model, *_ = net()
+    model.stage2[0] = nn.Conv2d(4, 8, 3, 2, padding=1)
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(step(model, *batch()), plainly(twin, *batch()), rtol=0, atol=1e-5)
+    assert len(used) == 5

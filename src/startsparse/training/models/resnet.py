@@ -26,33 +26,29 @@ class PadShortcut(nn.Module):
         )
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a way around them."""
+class Residual(nn.Module):
+    """Convolutions with their norms, ``conv1``, ``bn1`` and so on, ReLU between them, and a way around them."""
 
-    def __init__(self, before: int, after: int, stride: int, shortcut: str):
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or before != after:
-            if shortcut == "A":
-                self.shortcut = PadShortcut(stride, after - before)
-            else:
-                convolution = nn.Conv2d(before, after, 1, stride, bias=False)
-                self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(after))
+    shortcut: nn.Module
+
+    def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """The convolutions with their norms, in order."""
+        inside, count = self._modules, sum(name.startswith("conv") for name in self._modules)
+        return [(inside[f"conv{i}"], inside[f"bn{i}"]) for i in range(1, count + 1)]  # type: ignore[misc]
 
     def forward(self, x: Tensor | fused.Blocked) -> Tensor | fused.Blocked:
         """One residual step; as one operation where it is executed sparsely."""
-        inside = fused.enter(x, _convolutions(self))
-        if (y := self._fused(inside)) is not None:
-            return y if inside is x else fused.rows(y)
-        x = fused.rows(x)
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        pairs = self.pairs()
+        inside = fused.enter(x, [conv for conv, _ in pairs])
+        if (out := self._fused(inside, pairs)) is not None:
+            return out if inside is x else fused.rows(out)
+        y = x = fused.rows(x)
+        *before, (conv, norm) = pairs
+        for one, its_norm in before:
+            y = F.relu(its_norm(one(y)))
+        return F.relu(norm(conv(y)) + self.shortcut(x))
 
-    def _fused(self, x: Tensor | fused.Blocked) -> fused.Blocked | None:
+    def _fused(self, x: Tensor | fused.Blocked, pairs: list) -> fused.Blocked | None:
         if not isinstance(x, fused.Blocked) or not fused.unobserved(self.shortcut):
             return None
         way = x
@@ -62,11 +58,53 @@ class BasicBlock(nn.Module):
             way = fused.chain(x, [(self.shortcut[0], self.shortcut[1])], relu=False)
             if way is None:
                 return None
-        return fused.chain(x, [(self.conv1, self.bn1), (self.conv2, self.bn2)], way)
+        return fused.chain(x, pairs, way)
 
 
-def _convolutions(block: nn.Module) -> list[nn.Module]:
-    return [module for name, module in block.named_children() if name in ("conv1", "conv2")]
+def projection(before: int, after: int, stride: int) -> nn.Module:
+    """Option B: a 1x1 convolution with its norm; nothing where no size changes."""
+    if stride == 1 and before == after:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+
+def stem(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor | fused.Blocked:
+    """The first convolution with its norm and ReLU."""
+    y = fused.chain(fused.enter(x, (conv,)), [(conv, norm)])
+    return F.relu(norm(conv(x))) if y is None else y
+
+
+def through(stages: Sequence[nn.Module], x: Tensor | fused.Blocked) -> Tensor:
+    """Containers of residual blocks one after the other, in one layout where they are executed sparsely."""
+    inside = [module for stage in stages for module in _inside(stage)]
+    blocks = [module for module in inside if isinstance(module, Residual)]
+    ours = blocks and all(isinstance(module, Residual | nn.Sequential) for module in inside)
+    x = fused.enter(x, [conv for conv, _ in blocks[0].pairs()], inside) if ours else fused.rows(x)
+    for stage in stages:
+        x = stage(x)
+    return fused.rows(x)
+
+
+def _inside(container: nn.Module) -> list[nn.Module]:
+    """A container and those in it, with their blocks."""
+    found = [container]
+    for module in container.children():
+        found += _inside(module) if isinstance(module, nn.Sequential) else [module]
+    return found
+
+
+class BasicBlock(Residual):
+    """Two 3x3 convolutions and a way around them."""
+
+    def __init__(self, before: int, after: int, stride: int, shortcut: str):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        changes = stride != 1 or before != after
+        padded = changes and shortcut == "A"
+        self.shortcut = PadShortcut(stride, after - before) if padded else projection(before, after, stride)
 
 
 def _stage(blocks: int, before: int, after: int, stride: int, shortcut: str) -> nn.Sequential:
@@ -91,13 +129,8 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, classes)."""
-        y = fused.chain(fused.enter(x, (self.conv1,)), [(self.conv1, self.bn1)])
-        y = F.relu(self.bn1(self.conv1(x))) if y is None else y
-        stages = self.stage1, self.stage2, self.stage3
-        skipped = [module for stage in stages for module in (stage, *stage)]
-        y = fused.enter(y, _convolutions(self.stage1[0]), skipped)
-        y = fused.rows(self.stage3(self.stage2(self.stage1(y))))
-        return self.fc(y.mean((2, 3)))
+        x = through((self.stage1, self.stage2, self.stage3), stem(x, self.conv1, self.bn1))
+        return self.fc(x.mean((2, 3)))
 
 
 def _cifar_resnet(

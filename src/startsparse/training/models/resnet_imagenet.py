@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from startsparse.training.models.resnet import BasicBlock
+from startsparse.execution import fused
+from startsparse.training.models.resnet import BasicBlock, Residual, projection, stem, through
 from startsparse.training.models.shapes import has_large_stem, image_shape
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Residual):
     """1x1, 3x3 (it has the stride) and 1x1 convolutions, four times as many channels out, and a way around them."""
 
     def __init__(self, before: int, inner: int, stride: int):
@@ -23,16 +24,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, after, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(after)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or before != after:
-            convolution = nn.Conv2d(before, after, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(after))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """One residual step."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
+        self.shortcut = projection(before, after, stride)
 
 
 class ImageNetResNet(nn.Module):
@@ -73,7 +65,11 @@ class ImageNetResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, classes)."""
-        x = self.stages(self.pool(F.relu(self.bn1(self.conv1(x)))))
+        if isinstance(self.pool, nn.Identity) and fused.unobserved(self.pool):
+            y = stem(x, self.conv1, self.bn1)
+        else:
+            y = self.pool(F.relu(self.bn1(self.conv1(x))))
+        x = through((self.stages,), y)
         return self.fc(x.mean((2, 3)))
 
 
