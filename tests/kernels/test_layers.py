@@ -30,7 +30,7 @@ def assert_same_layer(mask, x, sparse, dense, groups=1):
 
 
 @pytest.mark.parametrize("batch", [0, 1, 15, 16, 17, 64, 100, 129])
-@pytest.mark.parametrize("shape", [(33, 7), (64, 300), (1, 1)])
+@pytest.mark.parametrize("shape", [(33, 7), (64, 300), (1, 1), (1100, 30)])
 def test_linear(batch, shape):
     mask = torch.rand(shape) < 0.3
     call = lambda x, v, p, b: kernels.sparse_linear(x, v, p, shape[0], b)

@@ -64,7 +64,7 @@ class Layer:
         object.__setattr__(self, "address", ctypes.byref(self.geometry))
 
 
-def lanes_for(batch: int, line: int = 1, widest: int = 128) -> int:
+def lanes_for(batch: int, line: int = 1, widest: int = 64) -> int:
     """Items per tile: enough for long vectors, not many more than there are.
 
     Args:
@@ -82,7 +82,7 @@ def linear_lanes(items: int, features: int, weights: int, threads: int) -> int:
     """Items per tile of a linear layer that takes and gives row-major activations.
 
     Each thread has a tile of its own where that is possible, so that no activation crosses from core to core. Where
-    the weights are many, that costs more than it saves: every thread would read all of them.
+    the weights outnumber the activations, that costs more than it saves: every thread would read all of them.
 
     Args:
         items: Rows of x.
@@ -90,8 +90,8 @@ def linear_lanes(items: int, features: int, weights: int, threads: int) -> int:
         weights: Live ones.
         threads: That compute.
     """
-    if 2 * weights > items * features:
-        return lanes_for(items)
+    if weights > items * features:
+        return lanes_for(items, widest=128)
     return lanes_for(items, widest=32 if 32 < items <= 32 * threads else 64)
 
 

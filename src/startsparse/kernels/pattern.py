@@ -20,7 +20,7 @@ from torch import Tensor
 
 from startsparse.kernels.library import backend, threads
 
-_WEIGHTS_PER_SEGMENT = 16  # of the forward order: enough to pay for a visit of the row
+_WEIGHTS_PER_SEGMENT = 12  # of the forward order: enough to pay for a visit of the row
 _MIN_BLOCK = 128
 
 

@@ -108,15 +108,26 @@ static void backward_channels(const Geometry &g, const Header &p, Range channels
     }
 }
 
-// Gradient of the bias: dy summed over items and pixels. Lanes without an item are zero.
+// Adds to db the sums of some rows of `length` floats. Lanes without an item are zero.
+static void add_rows(const float *dy, int64_t rows, int64_t stride, int64_t length, float *db) {
+    for (int64_t row = 0; row < rows; row += 4) {
+        const int64_t n = rows - row < 4 ? rows - row : 4;
+        vec sum[4] = {};
+        for (int64_t i = 0; i < length; i += W) {
+#pragma GCC unroll 4
+            for (int64_t j = 0; j < 4; ++j)
+                sum[j] += load(dy + (row + (j < n ? j : 0)) * stride + i);
+        }
+        const vec4 total = sums(sum[0], sum[1], sum[2], sum[3]);
+        for (int64_t j = 0; j < n; ++j)
+            db[row + j] += total[j];
+    }
+}
+
+// Gradient of the bias: dy summed over items and pixels.
 static void add_bias(const Geometry &g, const float *dy, float *db, Range rows) {
     const int64_t out_row = g.out_pixels * g.lanes;
-    for (int64_t row = rows.first; row < rows.last; ++row) {
-        vec sum = {};
-        for (int64_t i = 0; i < out_row; i += W)
-            sum += load(dy + row * out_row + i);
-        db[row] += sums(sum, vec{}, vec{}, vec{})[0];
-    }
+    add_rows(dy + rows.first * out_row, rows.last - rows.first, out_row, out_row, db + rows.first);
 }
 
 // How one call is divided, and where its scratch lies (floats from the start).
@@ -131,7 +142,8 @@ struct BackwardPlan {
         const bool whole = g.batch == g.tiles * g.lanes;
         keep_x = in_place(g) && whole, keep_dy = g.blocked && whole, keep_dx = in_place(g);
         const int64_t out_tile = p.rows * g.out_pixels * g.lanes, plane = g.plane * g.lanes;
-        const bool affordable = (p.nnz + p.rows) * threads <= g.tiles * (out_tile + g.channels * plane);
+        // Sums for dw are added up in order, by all threads; activations that cross from core to core cost four times that.
+        const bool affordable = (p.nnz + p.rows) * threads <= 4 * g.tiles * (out_tile + g.channels * plane);
         by_tile = threads == 1 || ((g.tiles % threads == 0 || g.tiles >= 4 * threads) && affordable);
         strip = g.kernel > 1 || g.lines > 1 || g.channels < STRIP ? g.channels : STRIP;
         dy = 0;

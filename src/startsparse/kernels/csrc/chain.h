@@ -45,15 +45,6 @@ static void undo(float *grad, const float *y, int64_t rows, int64_t lanes, int64
     }
 }
 
-static void add_lanes(const float *dy, int64_t rows, int64_t lanes, int64_t length, float *db) {
-    for (int64_t row = 0; row < rows; ++row, dy += lanes) {
-        vec sum = {};
-        for (int64_t b = 0; b < length; b += W)
-            sum += load(dy + b);
-        db[row] += sums(sum, vec{}, vec{}, vec{})[0];
-    }
-}
-
 // Where a pass has its scratch (floats from the start), and where each layer's output lies among the kept ones.
 struct ChainPlan {
     int64_t lanes, tiles, widest = 0, weights = 0, table = 0, own = 0, total = 0;
@@ -66,7 +57,7 @@ struct ChainPlan {
             widest = std::max({widest, p.rows, p.cols});
             weights += backward ? round16(p.nnz) + round16(p.rows) : round16(2 * p.nnz);
         }
-        own = (backward ? 2 * widest + 2 * STRIP : pattern_of(c.links[0]).cols + STRIP) * lanes;
+        own = (backward ? 2 * widest + 2 * STRIP : pattern_of(c.links[0]).cols + FORWARD_STRIP) * lanes;
         total = threads * own + (backward ? (threads - 1) * weights : tabled ? weights : 0);
     }
 
@@ -102,8 +93,8 @@ struct ChainForward {
                float *strip) const {
         const Header &p = pattern_of(link);
         const int64_t length = live_length(g, tile), items = items_in(g, tile);
-        for (int64_t r = 0; r < p.rows; r += STRIP) {
-            const Range rows = {r, std::min(r + STRIP, p.rows)};
+        for (int64_t r = 0; r < p.rows; r += FORWARD_STRIP) {
+            const Range rows = {r, std::min(r + FORWARD_STRIP, p.rows)};
             float *to = out ? out + r * g.lanes : strip;
             forward_rows(g, p, rows, length, w, link.bias, in, to);
             finish(to, rows.last - r, g.lanes, items, length, link.relu);
@@ -220,7 +211,7 @@ struct ChainBackward {
             float *own = thread ? part(thread) + ChainPlan::sums_before(c, i) : nullptr;
             float *dw = own && link.dw ? own : link.dw, *db = own && link.db ? own + round16(p.nnz) : link.db;
             if (db && first) clear(db, p.rows);
-            if (db) add_lanes(out, p.rows, plan.lanes, length, db);
+            if (db) add_rows(out, p.rows, plan.lanes, length, db);
             if (p.row_bytes == 2) layer<uint16_t>(i, t, in, out, grad, strip, dw, first);
             else layer<uint32_t>(i, t, in, out, grad, strip, dw, first);
         }

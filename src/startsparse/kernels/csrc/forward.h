@@ -48,7 +48,7 @@ __attribute__((noinline)) static void rows_chunk(Source w, const int32_t *ptr, i
                 sum[v] = load(out + v * W);
         }
         for (; i < end; ++i) {
-            const float *x = reinterpret_cast<const float *>(in + w.offset(i));
+            const float *x = held(reinterpret_cast<const float *>(in + w.offset(i)));
             const float value = w.value(i);
 #pragma GCC unroll 8
             for (int v = 0; v < N; ++v)
@@ -119,7 +119,7 @@ struct ForwardPlan {
         by_tile = g.tiles % threads == 0 || g.tiles >= 4 * threads;
         const int64_t uses = (by_tile ? (g.tiles + threads - 1) / threads : g.tiles) * g.lines;
         tabled = g.kernel > 1 || g.place || uses > 2;
-        strip = g.blocked || g.out_pixels > 1 || p.rows < STRIP ? p.rows : STRIP;
+        strip = g.blocked || g.out_pixels > 1 || p.rows < FORWARD_STRIP ? p.rows : FORWARD_STRIP;
         const int64_t in_tile = g.channels * g.plane * g.lanes;
         table = 0;
         x = table + (tabled ? round16(2 * p.nnz) : 0);

@@ -14,7 +14,7 @@ static inline int64_t items_in(const Geometry &g, int64_t tile) {
     return left < g.lanes ? left : g.lanes;
 }
 
-constexpr int64_t AHEAD = 64; // floats: how far rows are fetched before they are packed or written
+constexpr int64_t AHEAD = 64; // floats: how far rows are fetched before they are written
 
 static inline void clear(float *p, int64_t n) {
     for (int64_t i = 0; i < n; ++i)
@@ -32,18 +32,11 @@ static void pack_run(const float *x, int64_t stride, int64_t items, int64_t widt
     for (int64_t b = 0; b < whole; b += W) {
         for (int64_t step = 0; step < width; step += W) {
             const int64_t f = step_at(step, width);
-            vec row[W];
-#pragma GCC unroll 16
-            for (int i = 0; i < W; ++i) {
-                row[i] = load(x + (b + i) * stride + f);
-                __builtin_prefetch(x + (b + i) * stride + f + AHEAD);
-            }
-            transpose(row);
-#pragma GCC unroll 16
-            for (int i = 0; i < W; ++i) {
+            const auto item = [=](int i) { return x + (b + i) * stride + f; };
+            transpose(item, [=](int i) -> float * {
                 const int64_t at = place ? place[f + i] : f + i;
-                if (at >= 0) store(out + at * lanes + b, row[i]);
-            }
+                return at >= 0 ? out + at * lanes + b : nullptr;
+            });
         }
     }
     for (int64_t i = 0; i < width && whole < lanes; ++i) {
@@ -55,21 +48,22 @@ static void pack_run(const float *x, int64_t stride, int64_t items, int64_t widt
 
 static void unpack_run(const float *in, int64_t stride, int64_t items, int64_t width, int64_t lanes,
                        const int32_t *place, float *x) {
+    static const float zeros[W] = {};
     const int64_t whole = width >= W ? items / W * W : 0;
     for (int64_t b = 0; b < whole; b += W) {
         for (int64_t step = 0; step < width; step += W) {
             const int64_t f = step_at(step, width);
-            vec row[W];
-#pragma GCC unroll 16
-            for (int i = 0; i < W; ++i) {
-                const int64_t at = place ? place[f + i] : f + i;
-                row[i] = at >= 0 ? load(in + at * lanes + b) : vec{};
-                __builtin_prefetch(x + (b + i) * stride + f + AHEAD, 1);
-            }
-            transpose(row);
-#pragma GCC unroll 16
+            const auto item = [=](int i) { return x + (b + i) * stride + f; };
             for (int i = 0; i < W; ++i)
-                store(x + (b + i) * stride + f, row[i]);
+                __builtin_prefetch(item(i) + AHEAD, 1);
+            if (place) {
+                const float *feature[W];
+                for (int i = 0; i < W; ++i)
+                    feature[i] = place[f + i] >= 0 ? in + place[f + i] * lanes + b : zeros;
+                transpose([&](int i) { return feature[i]; }, item);
+            } else {
+                transpose([=](int i) { return in + (f + i) * lanes + b; }, item);
+            }
         }
     }
     for (int64_t i = 0; i < width && whole < items; ++i) {
@@ -101,9 +95,9 @@ static void copy_out(const float *in, int64_t pixels, int64_t lanes, const int32
 // Features that one step packs where pixels are not moved about; a whole channel where they are.
 constexpr int64_t RUN = 64;
 
-// Features of a linear layer that are computed together, while their part of a tile is in the first-level
-// cache.
-constexpr int64_t STRIP = 128;
+// Features of a linear layer that are computed together before they are unpacked: in the backward pass, their part of a
+// tile is in the first-level cache; the forward pass reads all of its input for each strip, so has longer ones.
+constexpr int64_t STRIP = 128, FORWARD_STRIP = 512;
 
 static inline int64_t round16(int64_t floats) { return (floats + 15) / 16 * 16; }
 

@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <utility>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #if !defined(SS_WIDTH) || !defined(SS_ISA)
 #error "compile with -DSS_WIDTH=4|8|16 and -DSS_ISA=<namespace>"
 #endif
@@ -29,6 +33,14 @@ static inline vec held(vec v) {
     asm("" : "+x"(v));
 #endif
     return v;
+}
+
+// An address in one register: were it a sum of two in each use, each multiply-add would be two operations.
+static inline const float *held(const float *p) {
+#if defined(__FMA__)
+    asm("" : "+r"(p));
+#endif
+    return p;
 }
 
 static inline vec4 load4(const float *p) { return *reinterpret_cast<const loose4 *>(p); }
@@ -59,25 +71,48 @@ template <int... I, class V> static inline V shuffle(V a, V b) {
 #endif
 }
 
-// Exchange step of a transpose: afterwards bit D of the lane and bit D of the row have changed places.
 template <int D, int... E> static inline void exchange(vec &a, vec &b, std::integer_sequence<int, E...>) {
-    vec low = shuffle<((E & D) ? W + E - D : E)...>(a, b);
+    const vec low = shuffle<((E & D) ? W + E - D : E)...>(a, b);
     b = shuffle<((E & D) ? W + E : E + D)...>(a, b);
     a = low;
 }
 
-template <int D> static inline void exchange_all(vec (&row)[W]) {
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i)
-        if (!(i & D)) exchange<D>(row[i], row[i + D], std::make_integer_sequence<int, W>{});
+// Exchange step of a transpose: afterwards bit D of the lane and bit D of the row have changed places.
+template <int D> static inline void exchange(vec &a, vec &b) { exchange<D>(a, b, std::make_integer_sequence<int, W>{}); }
+
+// Four floats from each of W / 4 addresses, `from(0)`, `from(4)` and so on.
+template <class From> static inline vec fours(From from) {
+#if SS_WIDTH == 16 && defined(__AVX512F__)
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(from(0)));
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(from(4)), 1);
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(from(8)), 2);
+    return vec(_mm512_insertf32x4(v, _mm_loadu_ps(from(12)), 3));
+#elif SS_WIDTH == 8 && defined(__AVX__)
+    return vec(_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from(0))), _mm_loadu_ps(from(4)), 1));
+#else
+    vec v;
+    for (int i = 0; i < W; i += 4)
+        __builtin_memcpy(reinterpret_cast<float *>(&v) + i, from(i), 16);
+    return v;
+#endif
 }
 
-// Transpose W rows of W floats in registers.
-static inline void transpose(vec (&row)[W]) {
-    exchange_all<1>(row);
-    exchange_all<2>(row);
-    if constexpr (W > 4) exchange_all<4>(row);
-    if constexpr (W > 8) exchange_all<8>(row);
+// W rows of W floats -> the same transposed. `from` and `to` give the address of each row; null: not wanted.
+//
+// Fours are put where they belong as they are loaded, which leaves half of the shuffles.
+template <class From, class To> static inline void transpose(From from, To to) {
+#pragma GCC unroll 4
+    for (int part = 0; part < W; part += 4) {
+        vec row[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i)
+            row[i] = fours([&](int k) { return from(i + k) + part; });
+        exchange<1>(row[0], row[1]), exchange<1>(row[2], row[3]);
+        exchange<2>(row[0], row[2]), exchange<2>(row[1], row[3]);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i)
+            if (float *p = to(part + i)) store(p, row[i]);
+    }
 }
 
 // ---- sums across lanes
