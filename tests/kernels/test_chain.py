@@ -181,6 +181,21 @@ def test_what_has_changed_since_is_refused():
         y.sum().backward()
 
 
+@pytest.mark.parametrize("default", [torch.float16, torch.float64])
+def test_it_is_float32_whatever_is_the_default(default):
+    x, links = torch.randn(20, WIDTHS[0], requires_grad=True), layers()
+    wanted = torch.autograd.grad(kernels.chained_linear(x, links).sum(), leaves(x, links))
+    torch.set_default_dtype(default)
+    try:
+        y = kernels.chained_linear(x, links)
+        grads = torch.autograd.grad(y.sum(), leaves(x, links))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert y.dtype == torch.float32
+    for one, other in zip(grads, wanted, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_saved_activations_may_be_moved_about():
     x, links = torch.randn(20, WIDTHS[0], requires_grad=True), layers()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):

@@ -113,8 +113,8 @@ def _forward(
     for link in links:
         layer = link.layer(x.shape, batch)
         assert layer.conv is not None
-        y = torch.empty((x.shape[0], link.out_channels, *layer.conv.out_size, x.shape[4]))
-        moments = None if link.running else torch.empty(y.shape[0], link.out_channels, 2)
+        y = x.new_empty((x.shape[0], link.out_channels, *layer.conv.out_size, x.shape[4]))
+        moments = None if link.running else x.new_empty(y.shape[0], link.out_channels, 2)
         kernels.forward(layer, link.pattern, x, pre, link.values.contiguous(), link.bias, y, moments)
         of_norm = link.eps, link.norm_weight, link.norm_bias
         if moments is None:

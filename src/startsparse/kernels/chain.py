@@ -10,16 +10,17 @@ Where that does not apply, ``chained_linear`` says so, and the layers are to be 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from startsparse.kernels import eager, native
-from startsparse.kernels.checks import check_float, check_weight, columns_of
+from startsparse.kernels import eager
+from startsparse.kernels.checks import check_float, check_weight
 from startsparse.kernels.geometry import linear_lanes
 from startsparse.kernels.library import backend, threads
-from startsparse.kernels.native import NativeBackend
+from startsparse.kernels.native import NativeBackend, pack_links
 from startsparse.kernels.observe import is_watched
 from startsparse.kernels.ops import FEW
 
@@ -42,12 +43,20 @@ class Link(NamedTuple):
     relu: bool
 
 
-class _Call(NamedTuple):
-    links: Sequence[Link]
-    backend: NativeBackend
+class _Plan(NamedTuple):
+    """What follows from the shapes: tiles, threads, the shape of the output, and floats of all others."""
+
     batch: int
     lanes: int
     threads: int
+    shape: tuple[int, ...]
+    kept: int
+
+
+class _Call(NamedTuple):
+    links: Sequence[Link]
+    backend: NativeBackend
+    plan: _Plan
     x_shape: torch.Size
     sizes: tuple[int, ...]  # live weights of each
 
@@ -77,54 +86,54 @@ def _prepare(x: Tensor, links: Sequence[Link]) -> _Call | None:
         return None
     try:
         check_float("x", x)
-        features = widths = x.shape[-1]
+        features = x.shape[-1]
         for link in links:
-            check_weight(link.pattern, link.values, link.bias, link.out_features, 1)
-            if columns_of(link.pattern) != features:
+            if check_weight(link.pattern, link.values, link.bias, link.out_features, 1) != features:
                 return None
             features = link.out_features
-            widths += 2 * features
     except ValueError:
         return None  # the layer that it is of says so
-    batch = x.numel() // max(x.shape[-1], 1)
-    if not batch or not all(link.out_features for link in links):
+    sizes = tuple([link.values.numel() for link in links])
+    plan = _plan(x.shape, tuple([link.out_features for link in links]), sizes, threads())
+    return None if plan is None else _Call(links, kernels, plan, x.shape, sizes)
+
+
+@lru_cache(maxsize=4096)
+def _plan(x: torch.Size, outputs: tuple[int, ...], sizes: tuple[int, ...], most: int) -> _Plan | None:
+    """None where the layers are to be called one by one."""
+    batch = x[:-1].numel()
+    if not batch or not x[-1] or not all(outputs):
         return None
-    sizes = tuple(link.values.numel() for link in links)
-    team = 1 if batch * max(widths, sum(sizes)) <= FEW else threads()
-    lanes = linear_lanes(batch, widths - features, sum(sizes), team)
+    widths = x[-1] + 2 * sum(outputs)
+    team = 1 if batch * max(widths, sum(sizes)) <= FEW else most
+    lanes = linear_lanes(batch, widths - outputs[-1], sum(sizes), team)
     tiles = -(-batch // lanes)
     if tiles % team and tiles < 4 * team:
         return None  # threads would wait for each other: they rather share the rows of a layer
-    return _Call(links, kernels, batch, lanes, team, x.shape, sizes)
+    return _Plan(batch, lanes, team, (*x[:-1], outputs[-1]), tiles * lanes * sum(outputs[:-1]))
 
 
 def _forward(call: _Call, x: Tensor) -> tuple[Tensor, Tensor]:
     """The output, and the blocked ones of all layers but the last, one after the other."""
-    links = call.links
-    y = torch.empty(*x.shape[:-1], links[-1].out_features)
-    floats = -(-call.batch // call.lanes) * call.lanes * sum(link.out_features for link in links[:-1])
-    kept = torch.empty(floats)
-    held = [
-        (link.values.contiguous(), None if link.bias is None else link.bias.contiguous()) for link in links
-    ]
-    array = _array(links, held, [(None, None)] * len(links))
-    call.backend.chain_forward(array, call.batch, call.lanes, x.contiguous(), kept, y, call.threads)
+    plan = call.plan
+    y = torch.empty(plan.shape, dtype=torch.float32)
+    kept = torch.empty(plan.kept, dtype=torch.float32)
+    values = [link.values.contiguous() for link in call.links]
+    biases = [None if link.bias is None else link.bias.contiguous() for link in call.links]
+    none = [None] * len(values)
+    links = _packed(call.links, values, biases, none, none)
+    call.backend.chain_forward(links, plan.batch, plan.lanes, x.contiguous(), kept, y, plan.threads)
     return y, kept
 
 
-def _array(links: Sequence[Link], held: Sequence, grads: Sequence) -> Any:
-    """The links as the kernels take them; whoever calls keeps ``held`` and ``grads`` alive."""
-    return (native.Link * len(links))(
-        *(
-            (
-                link.pattern.data_ptr(),
-                link.pattern.numel(),
-                *(None if tensor is None else tensor.data_ptr() for tensor in (*weight, *grad)),
-                link.relu,
-            )
-            for link, weight, grad in zip(links, held, grads, strict=True)
-        )
-    )
+def _packed(links: Sequence[Link], *tensors: Sequence[Tensor | None]) -> bytes:
+    """The links as the kernels take them, with values, biases and the gradients of both; whoever calls keeps them."""
+    found = []
+    for link, *of_link in zip(links, *tensors, strict=True):
+        pattern = link.pattern
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in of_link]
+        found.append((pattern.data_ptr(), pattern.numel(), *addresses, link.relu))
+    return pack_links(*found)
 
 
 class _Function(torch.autograd.Function):
@@ -142,16 +151,15 @@ class _Function(torch.autograd.Function):
         want_x, _, *wanted = ctx.needs_input_grad
         if torch.is_grad_enabled() or not _as_it_was(call, dy, x, kept, values):
             return _layer_by_layer(call, dy, x, kept, values, want_x, wanted)
-        dx = torch.empty(x.shape) if want_x else None
-        dw = [torch.empty_like(v) if want else None for v, want in zip(values, wanted[:n], strict=True)]
-        db = [
-            torch.empty(link.out_features) if want else None
-            for link, want in zip(call.links, wanted[n:], strict=True)
-        ]
-        held = [(v.contiguous(), None) for v in values]
-        array = _array(call.links, held, list(zip(dw, db, strict=True)))
-        x, dy, kept = x.contiguous(), dy.contiguous(), kept.contiguous()
-        call.backend.chain_backward(array, call.batch, call.lanes, x, dy, kept, dx, call.threads)
+        dx = torch.empty(x.shape, dtype=torch.float32) if want_x else None
+        dw, db = [], []
+        for i, link in enumerate(call.links):
+            dw.append(torch.empty_like(values[i]) if wanted[i] else None)
+            db.append(torch.empty(link.out_features, dtype=torch.float32) if wanted[n + i] else None)
+        plan, values = call.plan, [v.contiguous() for v in values]
+        links = _packed(call.links, values, [None] * n, dw, db)
+        given = x.contiguous(), dy.contiguous(), kept.contiguous()
+        call.backend.chain_backward(links, plan.batch, plan.lanes, *given, dx, plan.threads)
         return dx, None, *dw, *db
 
 
@@ -161,13 +169,15 @@ _apply = super(torch.autograd.Function, _Function).apply  # type: ignore[attr-de
 
 def _as_it_was(call: _Call, dy: Tensor, x: Tensor, kept: Tensor, values: Sequence[Tensor]) -> bool:
     """Whether nobody looks on, and nothing has another size or type than in the forward pass."""
-    return (
-        eager.is_plain(dy, x, kept, *values)
-        and not any(is_watched(link.pattern) for link in call.links)
-        and all(tensor.dtype == torch.float32 for tensor in (dy, x, kept, *values))
-        and x.shape == call.x_shape
-        and all(v.numel() == size for v, size in zip(values, call.sizes, strict=True))
-    )
+    if not eager.is_plain(dy, x, kept, *values) or x.shape != call.x_shape:
+        return False
+    for tensor in (dy, x, kept, *values):  # called at every step: generators would take twice as long
+        if tensor.dtype != torch.float32:
+            return False
+    for link, tensor, size in zip(call.links, values, call.sizes, strict=True):
+        if tensor.numel() != size or is_watched(link.pattern):
+            return False
+    return True
 
 
 def _layer_by_layer(
@@ -201,9 +211,12 @@ def _layer_by_layer(
 
 def _outputs(call: _Call, x: Tensor, kept: Tensor) -> Iterator[Tensor]:
     """The row-major outputs of all layers but the last."""
-    tiles, start = -(-call.batch // call.lanes), 0
+    lanes, start = call.plan.lanes, 0
+    tiles = -(-call.plan.batch // lanes)
     for link in call.links[:-1]:
-        size = tiles * link.out_features * call.lanes
-        blocked = kept[start : start + size].view(tiles, link.out_features, call.lanes)
-        yield torch.ops.startsparse.from_blocked(blocked, call.batch).view(*x.shape[:-1], link.out_features)
+        size = tiles * link.out_features * lanes
+        blocked = kept[start : start + size].view(tiles, link.out_features, lanes)
+        yield torch.ops.startsparse.from_blocked(blocked, call.plan.batch).view(
+            *x.shape[:-1], link.out_features
+        )
         start += size

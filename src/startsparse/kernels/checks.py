@@ -34,8 +34,12 @@ def check_float(name: str, tensor: Tensor) -> None:
         raise ValueError(f"startsparse: {name} must be a float32 tensor on the CPU, not {kind}")
 
 
-def check_weight(pattern: Tensor, values: Tensor, bias: Tensor | None, outputs: int, groups: int) -> None:
-    """The pattern, its values and the bias belong together, and to ``outputs`` outputs in ``groups``."""
+def check_weight(pattern: Tensor, values: Tensor, bias: Tensor | None, outputs: int, groups: int) -> int:
+    """The pattern, its values and the bias belong together, and to ``outputs`` outputs in ``groups``.
+
+    Returns:
+        Columns of the weight; of one group.
+    """
     check_float("values", values)
     if bias is not None:
         check_float("bias", bias)
@@ -45,20 +49,16 @@ def check_weight(pattern: Tensor, values: Tensor, bias: Tensor | None, outputs: 
         raise ValueError("startsparse: the pattern must be a contiguous 1-d uint8 tensor on the CPU")
     if pattern.numel() < 128:
         raise ValueError("startsparse: the pattern is not one that Pattern.build made (or it was cut short)")
-    rows, _, built_groups, nnz = _HEADER.from_address(pattern.data_ptr())[2:6]
+    rows, columns, built_groups, nnz = _HEADER.from_address(pattern.data_ptr())[2:6]
     if values.shape == (nnz,) and rows == outputs and built_groups == groups:
         if bias is None or bias.shape == (outputs,):
-            return
+            return columns
         raise ValueError(f"startsparse: the bias must be [{outputs}], not {list(bias.shape)}")
     shape = list(values.shape)
     require(shape == [nnz], "values must be [{}], one per weight of the pattern, not {}", nnz, shape)
     require(rows == outputs, "the pattern has {} outputs, but {} were asked for", rows, outputs)
     require(built_groups == groups, "the pattern was built for {} groups, not {}", built_groups, groups)
-
-
-def columns_of(pattern: Tensor) -> int:
-    """Columns of the weight of a checked pattern; of one group."""
-    return _HEADER.from_address(pattern.data_ptr())[3]
+    return columns
 
 
 def linear_of(x: torch.Size, batch: int | None, weights: int, outputs: int, threads: int) -> Layer:

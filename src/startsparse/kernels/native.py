@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -22,6 +24,8 @@ _WORDS = {
     7: "a position to grow is live already",
     8: "no memory for building a pattern",
 }
+
+_LINK = 7  # fields of ``struct Link``, 8 bytes each
 
 _SIGNATURES = {
     "ss_width": (c_int32,),
@@ -55,15 +59,9 @@ _SIGNATURES = {
 }
 
 
-class Link(ctypes.Structure):
-    """Mirrors ``struct Link`` of ``csrc/abi.h``: one layer of a chain."""
-
-    _fields_ = [
-        ("pattern", c_void_p),
-        ("bytes", c_int64),
-        *((name, c_void_p) for name in ("values", "bias", "dw", "db")),
-        ("relu", c_int64),
-    ]
+def pack_links(*links: Sequence[int]) -> bytes:
+    """Layers of a chain as an array of ``struct Link`` of ``csrc/abi.h``: each field of each, addresses that are none 0."""
+    return struct.pack(f"{_LINK * len(links)}q", *chain.from_iterable(links))
 
 
 def _check(status: int) -> None:
@@ -185,7 +183,7 @@ class NativeBackend:
             Their positions, int64 and rising, and absolute values.
         """
         positions = torch.empty(gradient.numel(), dtype=torch.int64)
-        scores = torch.empty(gradient.numel())
+        scores = torch.empty_like(gradient.view(-1))
         block = gradient.data_ptr(), gradient.numel(), start
         others = live.data_ptr(), live.numel(), returning.data_ptr(), returning.numel()
         found = positions.data_ptr(), scores.data_ptr()
@@ -216,7 +214,7 @@ class NativeBackend:
 
     def chain_forward(
         self,
-        links: ctypes.Array[Link],
+        links: bytes,
         batch: int,
         lanes: int,
         x: Tensor,
@@ -224,17 +222,24 @@ class NativeBackend:
         y: Tensor,
         threads: int,
     ) -> None:
-        """Fill ``y``, row-major, and ``kept``: the outputs of all layers but the last, blocked, one after the other."""
+        """Fill ``y``, row-major, and ``kept``: the outputs of all layers but the last, blocked, one after the other.
+
+        ``links``: of ``pack_links``; whoever calls keeps alive what they point at.
+        """
         tensors = x.data_ptr(), kept.data_ptr(), y.data_ptr()
-        _with_scratch(self._chain_forward, (links, len(links), batch, lanes, *tensors), threads)
+        _with_scratch(
+            self._chain_forward, (links, len(links) // (8 * _LINK), batch, lanes, *tensors), threads
+        )
 
     def chain_backward(
-        self, links: ctypes.Array[Link], batch: int, lanes: int, x: Tensor, dy: Tensor, kept: Tensor,
+        self, links: bytes, batch: int, lanes: int, x: Tensor, dy: Tensor, kept: Tensor,
         dx: Tensor | None, threads: int,
     ) -> None:  # fmt: skip
         """Fill ``dx`` where it is given, and the gradients whose addresses the links hold."""
         tensors = x.data_ptr(), dy.data_ptr(), kept.data_ptr(), _address(dx)
-        _with_scratch(self._chain_backward, (links, len(links), batch, lanes, *tensors), threads)
+        _with_scratch(
+            self._chain_backward, (links, len(links) // (8 * _LINK), batch, lanes, *tensors), threads
+        )
 
     def pack(self, layer: Layer, x: Tensor, blocked: Tensor, threads: int) -> None:
         """Row-major [batch, channels, ...] -> blocked [tiles, channels, ..., lanes], missing items zero."""
