@@ -68,6 +68,14 @@ def test_hyper_parameters_may_be_of_any_library(density):
     sparse.load_state_dict(state)
 
 
+def test_scaled_densities_are_plain_and_no_less_than_zero():
+    found = ss.Scaled({"a": np.float32(0.5), "b": torch.tensor(2)}).base
+    assert found == {"a": 0.5, "b": 2} and {type(value) for value in found.values()} == {int, float}
+    for bad in (-1, float("nan"), float("inf"), "0.3", True, None):
+        with pytest.raises(ValueError, match=r"Scaled: the base density of 'b' must be a number >= 0, got"):
+            ss.Scaled({"a": 1, "b": bad})
+
+
 def test_searches_and_budgets_take_them_too():
     assert ss.Jackpot(density=np.float32(0.5)).hyper_parameters()["density"] == 0.5
     assert ss.distributions.allocate("erk", {"a": (4, 4)}, np.float32(0.5)) == {"a": 8}

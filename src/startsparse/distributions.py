@@ -26,6 +26,9 @@ class Scaled:
     Args:
         base: layer name -> relative density (>= 0, any common scale).
 
+    Raises:
+        ValueError: one of them is negative or no finite number.
+
     References:
         Gadhikar et al., Why Random Pruning Is All We Need to Start Sparse, ICML 2023 (ratios borrowed from
         another pruner, positions drawn again at random), https://arxiv.org/abs/2210.02412
@@ -39,6 +42,13 @@ class Scaled:
     """
 
     base: Mapping[str, float]
+
+    def __post_init__(self):
+        plain = {name: as_plain(value) for name, value in self.base.items()}
+        for name, value in plain.items():
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise ValueError(f"Scaled: the base density of {name!r} must be a number >= 0, got {value!r}")
+        object.__setattr__(self, "base", plain)
 
 
 Distribution = str | Scaled | Mapping[str, "float | str"]
