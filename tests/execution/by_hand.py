@@ -93,3 +93,62 @@ class Mlp(nn.Module):
         x = F.relu(self.fc2(x))
         x = F.dropout(x, self.dropout, self.training)
         return self.fc3(x)
+
+
+class Mixed(nn.Module):
+    """Sums with and without ReLU, dropout inside a block, groups, a norm's weight read elsewhere, functions in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            [nn.Conv2d(8 if i else 3, 8, 3, padding=1, groups=1 if i < 2 else 2) for i in range(6)]
+        )
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8) for _ in range(6)])
+        self.drop, self.fc = nn.Dropout(0.3), nn.Linear(8, 5)
+
+    def unit(self, i, x):
+        return self.norms[i](self.convs[i](x))
+
+    def forward(self, x):
+        x = F.relu(self.unit(0, x))
+        y = x + self.unit(2, self.drop(F.relu(self.unit(1, x))))
+        z = torch.add(self.unit(3, y), y).relu()
+        w = self.unit(5, F.relu_(self.unit(4, z)))
+        w += self.norms[1].weight.view(1, -1, 1, 1) + z
+        w = F.dropout(w, 0.2, self.training)
+        return self.fc(F.relu(w).mean((2, 3)))
+
+
+class Shared(nn.Module):
+    """A convolution used three times, a norm twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2, self.bn3 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn3(self.conv2(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation, a way around of another shape, a value added to itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.down, self.up, self.fc = nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(x)) + x.mean((2, 3), keepdim=True))
+        gate = torch.sigmoid(self.up(F.relu(self.down(y.mean((2, 3))))))
+        y = y * gate[:, :, None, None] + x
+        y = y + y
+        return self.fc(y.mean((2, 3)))

@@ -18,7 +18,7 @@ from startsparse.execution.noted import noting
 from startsparse.execution.traces import trace_of
 from startsparse.training import models
 
-from .by_hand import BasicBlock, Mlp, Padded, ResNet
+from .by_hand import BasicBlock, Gated, Mixed, Mlp, Padded, ResNet, Shared
 from .twins import method
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -61,6 +61,7 @@ def plainly(call, *args):
 
 def step(model: nn.Module, x: torch.Tensor = X) -> torch.Tensor:
     model.zero_grad()
+    torch.manual_seed(4)
     out = model(x)
     F.cross_entropy(out, Y[: len(x)]).backward()
     return out.detach()
@@ -95,6 +96,19 @@ def test_every_step_is_that_of_the_layers(net, name):
         for items in (1, 18):
             torch.testing.assert_close(model(X[:items]), plainly(model, X[:items]), rtol=0, atol=1e-5)
         assert together(model) == expected
+
+
+@pytest.mark.parametrize(("net", "expected"), [(Mixed, 12), (Shared, 4), (Gated, 6)])
+def test_graphs_that_are_no_chains(net, expected):
+    model, fusion, _, optimizer = fused(net)
+    assert together(model) == expected
+    for i in range(3):
+        assert_same_step(model, X + i / 10)
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(X), plainly(model, X), rtol=0, atol=1e-5)
+    assert not fusion.aside
 
 
 def test_the_report_names_every_sparse_layer():
