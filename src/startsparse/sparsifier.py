@@ -17,7 +17,7 @@ from .draw import Drawn
 from .dynamics import Dynamics
 from .execution.auto import faster
 from .execution.chains import part
-from .execution.choice import EXECUTIONS, Choice, choose
+from .execution.choice import EXECUTIONS, Choice, choose, on_the_cpu
 from .execution.every_step import listen, stop_listening
 from .execution.hooks import LoadHook, StepHooks, attached_to, claim, release
 from .execution.interface import Site
@@ -110,9 +110,10 @@ def attach(
         )
     for name in [name for name, value in given.items() if value is not None and name not in used]:
         warnings.warn(f"{method.name} makes no passes that need it: {name}= is not used", stacklevel=2)
-    return Sparsifier(
-        model, optimizers, method, or_dense(source), total_steps, layers, execution, given, power
-    )
+    with on_the_cpu(execution):
+        return Sparsifier(
+            model, optimizers, method, or_dense(source), total_steps, layers, execution, given, power
+        )
 
 
 class Sparsifier:

@@ -69,6 +69,18 @@ def test_a_model_on_meta_becomes_sparse_and_trains():
     assert "on_meta" not in str(run.sparse.report())
 
 
+@pytest.mark.parametrize("build", [mixed, perceptron])
+def test_all_of_it_within_the_meta_device(build):
+    """As in ``with torch.device("meta"): model = ...; sparse = ss.attach(model, ...)``."""
+    wanted = attached(build).sparse.dense_state_dict()
+    with torch.device("meta"):
+        run = attached(build)
+    assert run.sparse.dense_state_dict().keys() == wanted.keys()
+    for name, value in run.sparse.dense_state_dict().items():
+        assert torch.equal(value, wanted[name]), name
+    run.step(batch(0, 2, 3, 9, 9) if build is mixed else batch(0, 4, 12))
+
+
 def test_what_could_never_be_held_dense():
     """2 layers of 2^36 weights would need 550 GB."""
     run = attached(

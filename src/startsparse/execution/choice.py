@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,12 @@ class Choice:
 
     execution: str
     reason: str = ""
+
+
+def on_the_cpu(execution: str) -> AbstractContextManager:
+    """Where layers are turned sparse: on the CPU, also within ``with torch.device("meta")`` or another default device."""
+    elsewhere = execution != "masked" and torch.get_default_device().type != "cpu"
+    return torch.device("cpu") if elsewhere else nullcontext()  # type: ignore[return-value]
 
 
 def choose(

@@ -10,7 +10,7 @@ from torch import nn
 from ..layers import find
 from .auto import faster
 from .chains import join, part
-from .choice import Choice, choose
+from .choice import Choice, choose, on_the_cpu
 from .hooks import attached_to
 from .modules import is_sparse, to_dense, to_sparse
 
@@ -55,10 +55,11 @@ def sparsify_execution(
     able = {name: found[name] for name, choice in choices.items() if choice.execution == "sparse"}
     live = {name: layer.parameter.detach().reshape(-1).nonzero().squeeze(1) for name, layer in able.items()}
     choices |= faster(model, able, {name: len(positions) for name, positions in live.items()}, example_input)
-    for name, layer in able.items():
-        if choices[name].execution == "sparse":
-            values = layer.parameter.detach().reshape(-1)[live[name]]
-            _ = to_sparse(layer.module, layer.shape, live[name], values)
+    with on_the_cpu("sparse"):
+        for name, layer in able.items():
+            if choices[name].execution == "sparse":
+                values = layer.parameter.detach().reshape(-1)[live[name]]
+                _ = to_sparse(layer.module, layer.shape, live[name], values)
     join(model)
     return choices
 
