@@ -419,6 +419,13 @@ def test_a_lottery_is_not_attached_and_other_methods_hold_no_lottery():
     assert sparse.density
 
 
+def test_a_model_without_weights_is_refused():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 4))
+    with pytest.raises(ValueError, match=r"0\.weight is on the meta device"):
+        _ = lottery(model, IMP(density=0.2))
+
+
 def test_attaching_late_is_refused():
     level = next(lottery(net(), IMP(density=0.2)))
     optimizer = OPTIMIZERS["sgd"](level.model.parameters())

@@ -114,6 +114,11 @@ class Lottery:
     ):
         self.model, self.method, self.source, self._execution = model, method, source, execution
         self._layers = find(model, layers)
+        for name, layer in self._layers.items():
+            if layer.parameter.is_meta:
+                raise ValueError(
+                    f"{name} is on the meta device: a lottery begins with weights, and it has none"
+                )
         self._uses = None if example_input is None else uses_per_sample(model, self._layers, example_input)[0]
         self.ticket = first_ticket(model, self._layers, source)
         self.counts = method.counts(self.ticket.num_weights, self.ticket.num_active)
