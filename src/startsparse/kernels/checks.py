@@ -19,6 +19,7 @@ from startsparse.kernels.geometry import (
 )
 
 _HEADER = ctypes.c_int64 * 16
+_FLOAT, _STRIDED, _BYTE = torch.float32, torch.strided, torch.uint8
 
 
 def require(condition: bool, words: str, *values: object) -> None:
@@ -29,7 +30,7 @@ def require(condition: bool, words: str, *values: object) -> None:
 
 def check_float(name: str, tensor: Tensor) -> None:
     """A kernel's operand: float32, on the CPU, strided."""
-    if tensor.dtype != torch.float32 or not tensor.is_cpu or tensor.layout != torch.strided:
+    if tensor.dtype is not _FLOAT or not tensor.is_cpu or tensor.layout is not _STRIDED:
         kind = f"{tensor.dtype} {tensor.layout} on {tensor.device}"
         raise ValueError(f"startsparse: {name} must be a float32 tensor on the CPU, not {kind}")
 
@@ -40,12 +41,11 @@ def check_weight(pattern: Tensor, values: Tensor, bias: Tensor | None, outputs: 
     Returns:
         Columns of the weight; of one group.
     """
-    check_float("values", values)
-    if bias is not None:
+    if not (values.dtype is _FLOAT and values.is_cpu and values.layout is _STRIDED):
+        check_float("values", values)  # says it in words
+    if bias is not None and not (bias.dtype is _FLOAT and bias.is_cpu and bias.layout is _STRIDED):
         check_float("bias", bias)
-    if not (
-        pattern.dtype == torch.uint8 and pattern.is_cpu and pattern.dim() == 1 and pattern.is_contiguous()
-    ):
+    if not (pattern.dtype is _BYTE and pattern.is_cpu and pattern.dim() == 1 and pattern.is_contiguous()):
         raise ValueError("startsparse: the pattern must be a contiguous 1-d uint8 tensor on the CPU")
     if pattern.numel() < 128:
         raise ValueError("startsparse: the pattern is not one that Pattern.build made (or it was cut short)")

@@ -201,16 +201,23 @@ class NativeBackend:
         threads: int,
     ) -> None:
         """Fill ``y``."""
-        tensors = (x.data_ptr(), values.data_ptr(), _address(bias), y.data_ptr())
-        _with_scratch(self._forward, (layer.address, blob.data_ptr(), blob.numel(), *tensors), threads)
+        pattern = layer.address, blob.data_ptr(), blob.numel()
+        tensors = x.data_ptr(), values.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()
+        if self._forward(
+            *pattern, *tensors, *room(), threads
+        ):  # not by ``_with_scratch``: each call counts here
+            _with_scratch(self._forward, (*pattern, *tensors), threads)
 
     def backward(
         self, layer: Layer, blob: Tensor, x: Tensor, dy: Tensor, values: Tensor,
         dx: Tensor | None, dw: Tensor | None, db: Tensor | None, threads: int,
     ) -> None:  # fmt: skip
         """Fill those of ``dx``, ``dw`` and ``db`` that are given."""
-        tensors = (x.data_ptr(), dy.data_ptr(), values.data_ptr(), _address(dx), _address(dw), _address(db))
-        _with_scratch(self._backward, (layer.address, blob.data_ptr(), blob.numel(), *tensors), threads)
+        pattern = layer.address, blob.data_ptr(), blob.numel()
+        found = _address(dx), _address(dw), _address(db)
+        tensors = x.data_ptr(), dy.data_ptr(), values.data_ptr(), *found
+        if self._backward(*pattern, *tensors, *room(), threads):
+            _with_scratch(self._backward, (*pattern, *tensors), threads)
 
     def chain_forward(
         self,
