@@ -10,6 +10,9 @@ from torch import Tensor
 from startsparse.kernels import eager, ops
 from startsparse.kernels.geometry import Pair, lanes_for
 
+_functorch = getattr(torch._C, "_functorch")  # noqa: B009 - the type checker does not know it
+_DIFFERENTIATING = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
+
 
 def sparse_linear(
     x: Tensor,
@@ -35,6 +38,7 @@ def sparse_linear(
     """
     if eager.is_plain(x, values, bias, pattern):
         return eager.run(ops.LINEAR, x, values, bias, pattern, out_features, batch)
+    _refuse_transforms()
     return torch.ops.startsparse.sparse_linear(x, values, bias, pattern, out_features, batch)
 
 
@@ -73,6 +77,7 @@ def sparse_conv2d(
     rest = (out_channels, kernel_size, stride, padding, dilation, groups, batch)
     if eager.is_plain(x, values, bias, pattern):
         return eager.run(ops.CONV2D, x, values, bias, pattern, *rest)
+    _refuse_transforms()
     return torch.ops.startsparse.sparse_conv2d(x, values, bias, pattern, *rest)
 
 
@@ -88,6 +93,22 @@ def to_blocked(x: Tensor, lanes: int | None = None) -> Tensor:
 def from_blocked(x: Tensor, batch: int) -> Tensor:
     """[tiles, channels, ..., lanes] -> [batch, channels, ...]."""
     return torch.ops.startsparse.from_blocked(x, batch)
+
+
+def _refuse_transforms() -> None:
+    """Refuse transforms that differentiate: ``torch.func.jvp`` would take the tangents of a registered operator for zero.
+
+    Raises:
+        RuntimeError: says what does instead.
+    """
+    if torch.compiler.is_compiling():
+        return
+    around = _functorch.get_interpreter_stack() or []
+    if any(one.key() in _DIFFERENTIATING for one in around):
+        raise RuntimeError(
+            "startsparse: torch.func.grad, vjp, jvp and what is built on them do not reach sparse layers: use "
+            "torch.autograd, or the masked execution"
+        )
 
 
 def _pair(n: int | Sequence[int]) -> Pair:
