@@ -33,7 +33,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "target", help="safetensors file (plain or compact) of the target, or a finished run's folder"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="options of --model, such as widths=[20,10]"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="options of --model, such as widths=[20,10]",
     )
     parser.add_argument("--model", help="the target's architecture, by name (see: startsparse ls models)")
     parser.add_argument("--density", type=float, help="of the random source")
@@ -164,9 +168,12 @@ def _target(place: str, model: str | None, overrides: list[str]) -> tuple[nn.Mod
     if model is None:
         raise ValueError(f"--model is missing: the architecture of {path.name} (see: startsparse ls models)")
     from startsparse.training import models
+    from startsparse.training.options import problems
     from startsparse.training.reading import override
 
     options = override({}, overrides)
+    if wrong := problems("model", model, options):
+        raise ValueError("; ".join(wrong))
     net = models.make(model, **options)
     try:
         net.load_state_dict(tensors)

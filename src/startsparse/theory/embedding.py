@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from .. import sources
 from ..names import nearest
+from ..scalars import as_plain
 from . import certificate as certificates
 from .assignment import ASSIGNMENTS, Assignment, assign, connect
 from .certificate import Certificate
@@ -107,6 +109,7 @@ def embed(
         >>> found.source.copies
         {'input': 31, '0': 19, '2': 1}
     """
+    density, delta, seed = plain_density(density), as_plain(delta), as_plain(seed)
     _check(density, source, delta, assignment)
     traced = trace(target)
     low, high, signs = _box(traced, box)
@@ -131,6 +134,13 @@ def embed(
     )  # fmt: skip
     _check_measured(made)
     return Embedding(model, where, made)
+
+
+def plain_density(density: Any) -> Any:
+    """A density, or one for each layer, as Python's own numbers."""
+    if isinstance(density, Mapping):
+        return {name: as_plain(value) for name, value in density.items()}
+    return as_plain(density)
 
 
 def _check(density: object, source: object, delta: float, assignment: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .. import sources
+from ..scalars import as_plain
 from .entrance import SourceTooNarrow, ends
 from .graph import Target
 from .network import SubNetwork
@@ -95,6 +96,7 @@ def strong_ticket(
         >>> bool((ticket.model(x) - net.double()(x)).abs().max() <= ticket.certificate.error_bounded <= 0.1)
         True
     """
+    eps, delta, seed = as_plain(eps), as_plain(delta), as_plain(seed)
     traced = trace(target)
     density = _check_density(density, source)
     low, high = _check(traced, eps, delta, seed, box)
@@ -130,7 +132,7 @@ def _check_density(density: object, source: object) -> float:
         )
     if density is None:
         raise ValueError("strong_ticket takes the density of the source it draws: density=, in (0, 1]")
-    return check_density(density)
+    return check_density(as_plain(density))
 
 
 def _check(
@@ -164,6 +166,6 @@ def _check_resolution(target: Target, allowed: dict[str, float], eps: float) -> 
                 "float64 resolves in a sum" if tolerance < 2.0**-44 * largest else f"{MOST} numbers sum up to"
             )
             raise ValueError(
-                f"eps={eps:g} asks for {tolerance:.3g} for each weight of {name}, the largest of which is "
+                f"eps={eps:g} asks for {tolerance:.3g} for each weight of layer {name!r}, the largest of which is "
                 f"{largest:.3g}: that is below what {below}; choose a larger eps"
             )

@@ -62,7 +62,13 @@ def trace(model: nn.Module) -> Target:
         raise ValueError(f"the target must be a torch module, got {type(model).__name__}")
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise ValueError("the target is on the meta device: it has no weights to embed")
+    if type(model) in (nn.Linear, nn.Conv2d):
+        raise ValueError(
+            f"the target is a single {type(model).__name__}: put it into an nn.Sequential, so that it has a name"
+        )
     for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.numel():
+            raise ValueError(f"layer {name!r} has no weights, its shape is {tuple(module.weight.shape)}")
         if isinstance(module, SparseLinear | SparseConv2d):
             raise ValueError(
                 f"layer {name!r} is executed sparsely: let the sparsifier go first, by its detach(), then embed"
