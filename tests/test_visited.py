@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from startsparse import visited
+from startsparse.execution.sparse_view import mark
 from startsparse.visited import Visited
 
 
@@ -52,3 +53,14 @@ def test_many_positions_are_bits():
     seen.add(torch.arange(0, 1000, 2))
     assert seen.state().dtype == torch.uint8 and len(seen.state()) == 125
     assert len(seen) == len(set(range(0, 1000, 34)) | set(range(0, 1000, 2)))
+
+
+def test_another_way_to_set_bits_makes_no_difference():
+    generator = torch.Generator().manual_seed(0)
+    seen, others = Visited(5000), Visited(5000)
+    for _ in range(6):
+        some = torch.randperm(5000, generator=generator)[:700].sort().values
+        seen.add(some)
+        others.add(some, mark)
+        assert torch.equal(seen.state(), others.state())
+    assert seen.state().dtype == torch.uint8

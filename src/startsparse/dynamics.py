@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .methods import Change
 from .tables import percent, table
-from .visited import Visited
+from .visited import Mark, Visited
 
 MOST = 2048  # updates that are kept apart; beyond, neighbours are added up
 COLUMNS = ("dropped", "grown", "returned", "live")
@@ -39,6 +39,7 @@ class Recorder:
         sizes: layer name -> weights.
 
     Attributes:
+        mark: a quick way to set bits, if there is one.
         steps: of the updates that are kept apart.
         rows: for each of them (layers, 4) int64: dropped, grown, returned in the same update, live afterwards.
         start: layer name -> live weights before the first update; empty before it.
@@ -46,6 +47,7 @@ class Recorder:
 
     def __init__(self, sizes: Mapping[str, int]):
         self._sizes = dict(sizes)
+        self.mark: Mark | None = None
         self._visited: dict[str, Visited] = {}
         self.steps: list[int] = []
         self.rows: list[np.ndarray] = []
@@ -68,7 +70,7 @@ class Recorder:
             row[index, 3] = live[name]
             if change is not None:
                 row[index, :3] = len(change.dropped), len(change.grown), change.returned
-                self._visited[name].add(change.grown.cpu())
+                self._visited[name].add(change.grown.cpu(), self.mark)
         self.steps.append(step)
         self.rows.append(row)
         if len(self.rows) > 2 * MOST:

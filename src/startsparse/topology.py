@@ -24,6 +24,7 @@ from .execution.power import check as check_power
 from .execution.pull import add_to_gradients, by_gradient, shrink, warn_of_weakness
 from .execution.shadow import ShadowSite, ThresholdSite
 from .execution.sparse import SparseSite
+from .execution.sparse_view import mark
 from .execution.young import YOUNG, after_step, before_step, born
 from .execution.young import check as check_young
 from .gradients import StepGradients
@@ -135,6 +136,7 @@ class Topology:
             self.sites[name] = SparseSite(site.layer, site.source, positions, values, self._optimizers)
             self.sites[name].memory = site.memory
             give_back(len(positions))
+            self.recorder.mark = mark
         join(model)
         for site in self.sites.values():
             site.hook()

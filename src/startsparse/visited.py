@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from torch import Tensor, from_numpy
@@ -10,6 +10,9 @@ from torch import Tensor, from_numpy
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
 _BITS, _FIRST = np.uint8(128) >> np.arange(8, dtype=np.uint8), np.zeros(1, np.int64)
 CHUNK = 1 << 18  # positions worked on at a time
+
+Mark = Callable[[Tensor, Tensor], None]
+"""Sets the bits (uint8, the first of each byte highest) of positions (int64)."""
 
 
 class Visited:
@@ -40,8 +43,8 @@ class Visited:
     def __len__(self) -> int:
         return len(self._few) if self._bits is None else int(_ONES[self._bits].sum(dtype=np.int64))
 
-    def add(self, positions: Tensor) -> None:
-        """Rising positions, int64; those seen before may be among them."""
+    def add(self, positions: Tensor, mark: Mark | None = None) -> None:
+        """Rising positions, int64; those seen before may be among them. ``mark`` is a quicker way to set bits."""
         if self._bits is None:
             new = self._new(positions.numpy())
             if 8 * self._few.itemsize * (len(self._few) + len(new)) <= self._size:
@@ -50,7 +53,10 @@ class Visited:
             self._bits = np.zeros(-(-self._size // 8), np.uint8)
             self._mark(self._few)
             self._few = self._few[:0].copy()
-        self._mark(positions.numpy())
+        if mark is None:
+            self._mark(positions.numpy())
+        else:
+            mark(from_numpy(self._bits), positions)
 
     def state(self) -> Tensor:
         """The positions (int64), or the bits (uint8), as a tensor of its own."""

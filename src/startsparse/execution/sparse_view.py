@@ -137,6 +137,11 @@ class SparseView:
         return lambda positions: ~is_kept(positions) & inside(positions)
 
 
+def mark(bits: Tensor, positions: Tensor) -> None:
+    """Set the bits (uint8, the first of each byte highest) of positions (int64)."""
+    backend().mark(bits, positions.contiguous())
+
+
 def _lowest(allowed: Callable[[np.ndarray], np.ndarray], count: int, size: int) -> np.ndarray:
     """The ``count`` lowest positions that are allowed."""
     found: list[np.ndarray] = []
