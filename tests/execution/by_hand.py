@@ -36,26 +36,6 @@ class BasicBlock(nn.Module):
         return self.relu(out)
 
 
-class Padded(nn.Module):
-    """As in the usual ResNet-20 for CIFAR: functions for ReLU, zeros for new channels."""
-
-    def __init__(self, before: int, after: int, stride: int = 1):
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
-        self.stride, self.missing = stride, after - before
-
-    def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        if self.missing:
-            half = self.missing // 2
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, half), "constant", 0)
-        return F.relu(out + x)
-
-
 class ResNet(nn.Module):
     """A stem, three stages of blocks, pooling, a classifier."""
 

@@ -14,20 +14,20 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import startsparse as ss
+from startsparse.benchmarking.by_hand import Block
 from startsparse.execution.noted import noting
 from startsparse.execution.traces import trace_of
 from startsparse.training import models
 
-from .by_hand import BasicBlock, Gated, Mixed, Mlp, Padded, ResNet, Shared
+from .by_hand import BasicBlock, Gated, Mixed, Mlp, ResNet, Shared
+from .fused_steps import X, assert_same_step, plainly, step
 from .twins import method
 
 pytestmark = pytest.mark.usefixtures("native")
 
-X = torch.randn(18, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-Y = torch.arange(18) % 5
 NETS = {
     "in place, 1x1 on the way around": lambda: ResNet(BasicBlock),
-    "functions, zeros on the way around": lambda: ResNet(Padded, 2),
+    "functions, zeros on the way around": lambda: ResNet(Block, 2),
     "linear": Mlp,
 }
 
@@ -49,33 +49,6 @@ def together(model: nn.Module, x: torch.Tensor = X) -> int:
     with noting() as notes:
         _ = model(x)
     return sum(map(len, notes.together))
-
-
-def plainly(call, *args):
-    was = ss.fused_blocks(False)
-    try:
-        return call(*args)
-    finally:
-        _ = ss.fused_blocks(was)
-
-
-def step(model: nn.Module, x: torch.Tensor = X) -> torch.Tensor:
-    model.zero_grad()
-    torch.manual_seed(4)
-    out = model(x)
-    F.cross_entropy(out, Y[: len(x)]).backward()
-    return out.detach()
-
-
-def assert_same_step(model: nn.Module, x: torch.Tensor = X) -> None:
-    twin = copy.deepcopy(model)
-    torch.testing.assert_close(step(model, x), plainly(step, twin, x), rtol=0, atol=1e-5)
-    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(
-            ours.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
-    for ours, theirs in zip(model.buffers(), twin.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("net", NETS)

@@ -7,18 +7,15 @@ import io
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import startsparse as ss
 from startsparse.execution.noted import noting
 
+from .fused_steps import X, assert_same_step, plainly
 from .twins import method
 
 pytestmark = pytest.mark.usefixtures("native")
-
-X = torch.randn(18, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-Y = torch.arange(18) % 5
 
 
 def conv(before: int, after: int, kernel: int = 3, **more) -> nn.Conv2d:
@@ -52,32 +49,6 @@ def groups(model: nn.Module, x: torch.Tensor = X) -> list[int]:
     with noting() as notes:
         _ = model(x)
     return [len(modules) for modules in notes.together]
-
-
-def plainly(call, *args):
-    was = ss.fused_blocks(False)
-    try:
-        return call(*args)
-    finally:
-        _ = ss.fused_blocks(was)
-
-
-def step(model: nn.Module, x: torch.Tensor = X) -> torch.Tensor:
-    model.zero_grad()
-    out = model(x)
-    F.cross_entropy(out, Y[: len(x)]).backward()
-    return out.detach()
-
-
-def assert_same_step(model: nn.Module, x: torch.Tensor = X) -> None:
-    twin = copy.deepcopy(model)
-    torch.testing.assert_close(step(model, x), plainly(step, twin, x), rtol=0, atol=1e-5)
-    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(
-            ours.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
-    for ours, theirs in zip(model.buffers(), twin.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["static", "rigl"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Block(nn.Module):
     """Two convolutions and a way around them."""
 
-    def __init__(self, before: int, after: int, stride: int):
+    def __init__(self, before: int, after: int, stride: int = 1):
         super().__init__()
         self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(after)

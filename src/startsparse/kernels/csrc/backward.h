@@ -130,6 +130,18 @@ static void add_bias(const Geometry &g, const float *dy, float *db, Range rows) 
     add_rows(dy + rows.first * out_row, rows.last - rows.first, out_row, out_row, db + rows.first);
 }
 
+// One thread's share of adding up what the other threads found, one part after the other in `parts`; dw and db, which
+// may be null, are what the first found.
+static void add_parts(const Header &p, const float *parts, float *dw, float *db, int thread, int team) {
+    const Range weights = even_share(p.nnz, team, thread), rows = even_share(p.rows, team, thread);
+    for (int other = 1; other < team; ++other, parts += round16(p.nnz + p.rows)) {
+        for (int64_t i = weights.first; dw && i < weights.last; ++i)
+            dw[i] += parts[i];
+        for (int64_t i = rows.first; db && i < rows.last; ++i)
+            db[i] += parts[p.nnz + i];
+    }
+}
+
 // How one call is divided, and where its scratch lies (floats from the start).
 struct BackwardPlan {
     bool by_tile; // each thread its own tiles and its own sums for dw; else its own channels, and no sums to
@@ -205,14 +217,7 @@ struct BackwardCall {
             if (dw || dx) compute<Row>(thread, out, t, {0, g.channels}, own_dw, t == tiles.first);
         }
 #pragma omp barrier
-        const Range weights = even_share(p.nnz, team, thread), rows = even_share(p.rows, team, thread);
-        for (int other = 1; other < team; ++other) {
-            const float *add = scratch + plan.part + (other - 1) * round16(p.nnz + p.rows);
-            for (int64_t i = weights.first; dw && i < weights.last; ++i)
-                dw[i] += add[i];
-            for (int64_t i = rows.first; db && i < rows.last; ++i)
-                db[i] += add[p.nnz + i];
-        }
+        add_parts(p, scratch + plan.part, dw, db, thread, team);
     }
 
     template <class Row> void by_channel(int thread, int team) const {

@@ -155,14 +155,7 @@ struct FusedBackward {
             compute<Row>(thread, out, t, {0, g.channels}, own_dw);
         }
 #pragma omp barrier
-        const Range weights = even_share(p.nnz, team, thread), rows = even_share(p.rows, team, thread);
-        for (int other = 1; other < team; ++other) {
-            const float *add = scratch + plan.part + (other - 1) * round16(p.nnz + p.rows);
-            for (int64_t i = weights.first; dw && i < weights.last; ++i)
-                dw[i] += add[i];
-            for (int64_t i = rows.first; db && i < rows.last; ++i)
-                db[i] += add[p.nnz + i];
-        }
+        add_parts(p, scratch + plan.part, dw, db, thread, team);
     }
 
     template <class Row> void by_channel(int thread, int team) const {
