@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ..kernels import Pattern, sparse_conv2d, sparse_linear
 
+_TURN_BACK = "turn the model back first, with sparse.detach() or ss.densify_execution(model)"
+
 
 class _Sparse(nn.Module):
     """What both share: the pattern, and how it is saved and loaded."""
@@ -38,6 +40,17 @@ class _Sparse(nn.Module):
     def dense_weight(self) -> Tensor:
         """The weight with its zeros, of the dense shape: a new tensor."""
         return self.live().dense(self.weight.detach(), self.dense_shape)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` asks for.
+
+        Raises:
+            RuntimeError: says what to script instead.
+        """
+        raise RuntimeError(
+            f"torch.jit.script cannot read a sparse layer ({self.extra_repr()}): use torch.jit.trace, torch.export or "
+            f"torch.compile, or {_TURN_BACK}"
+        )
 
     def put(self, pattern: Pattern, values: Tensor) -> None:
         """Take over a pattern and values in its order; the parameter object stays, its size may change."""
@@ -63,9 +76,8 @@ class _Sparse(nn.Module):
         if not computes or not (pattern is self.pattern or torch.equal(pattern, self.pattern)):
             wanted = "lose its positions" if computes else f"become {weight.dtype} on {weight.device}"
             raise ValueError(
-                f"a sparse layer ({self.extra_repr()}) computes in float32 on the CPU and cannot {wanted}: turn the model "
-                "back first, with sparse.detach() or ss.densify_execution(model); for mixed precision leave it as it is and "
-                "use torch.autocast"
+                f"a sparse layer ({self.extra_repr()}) computes in float32 on the CPU and cannot {wanted}: {_TURN_BACK}; "
+                "for mixed precision leave it as it is and use torch.autocast"
             )
         return super()._apply(fn, recurse)
 
@@ -138,6 +150,10 @@ class SparseLinear(_Sparse):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
+        if _jit_traces():
+            return torch.ops.startsparse.sparse_linear(
+                x, self.weight, self.bias, self.pattern, self.out_features
+            )
         try:
             return sparse_linear(x, self.weight, self.pattern, self.out_features, self.bias)
         except ValueError as error:
@@ -166,6 +182,12 @@ class SparseConv2d(_Sparse):
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, channels, height, width] -> [batch, out_channels, out height, out width]."""
         batched = x if x.dim() == 4 else x.unsqueeze(0)
+        if _jit_traces():
+            sizes = self.kernel_size, self.stride, self.padding, self.dilation, self.groups
+            y = torch.ops.startsparse.sparse_conv2d(
+                batched, self.weight, self.bias, self.pattern, self.out_channels, *sizes
+            )
+            return y if x.dim() == 4 else y.squeeze(0)
         try:
             y = sparse_conv2d(
                 batched,
@@ -191,6 +213,19 @@ class SparseConv2d(_Sparse):
         out, inside, *kernel = self.dense_shape
         live, total = self.weight.numel(), self.num_weights
         return f"{inside * self.groups}, {out}, kernel_size={tuple(kernel)}, live={live:,} of {total:,}"
+
+
+def _jit_traces() -> bool:
+    """Whether ``torch.jit.trace`` looks on: it sees registered operators alone, all else only as memory being made.
+
+    Raises:
+        RuntimeError: for an exporter to ONNX, which knows no sparse layers.
+    """
+    if torch.compiler.is_compiling() or not torch._C._is_tracing():
+        return False
+    if torch.onnx.is_in_onnx_export():
+        raise RuntimeError(f"ONNX has no sparse layers: {_TURN_BACK}")
+    return True
 
 
 _SPARSE: dict[type, type[_Sparse]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
