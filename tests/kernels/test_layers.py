@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from startsparse import kernels
 
-pytestmark = pytest.mark.usefixtures("each_backend")
+pytestmark = pytest.mark.usefixtures("each_way")
 
 
 def assert_same_layer(mask, x, sparse, dense, groups=1):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from startsparse import kernels
-from startsparse.kernels import build, library
+from startsparse.kernels import build, library, node
 
 RANDOM_SHAPES = Path(__file__).parent / "random_shapes.py"
 
@@ -29,6 +29,10 @@ def undecided(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(library, "_backend", None)
     monkeypatch.setattr(library, "SHIPPED", tmp_path_factory.mktemp("shipped"))
     monkeypatch.delenv("STARTSPARSE_KERNELS", raising=False)
+    monkeypatch.setenv("STARTSPARSE_NODE", "python")
+    node.forget()
+    yield
+    node.forget()
 
 
 def run(*arguments: str, **environment: str) -> str:
@@ -36,7 +40,13 @@ def run(*arguments: str, **environment: str) -> str:
     path = os.pathsep.join(str(p) for p in [Path(kernels.__file__).parents[2], *sys.path] if str(p))
     done = subprocess.run(
         [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "2", **environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": "2",
+            "STARTSPARSE_NODE": "python",
+            **environment,
+        },
         capture_output=True,
         text=True,
         check=False,

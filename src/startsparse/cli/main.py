@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Sequence
 
 import startsparse
-from startsparse.cli import bench, cite, compare, embed, export, ls, plan, report, sweep, train
+from startsparse.cli import bench, build, cite, compare, embed, export, ls, plan, report, sweep, train
 
-COMMANDS = (plan, train, sweep, compare, report, export, ls, cite, bench, embed)
+COMMANDS = (plan, train, sweep, compare, report, export, ls, cite, bench, build, embed)
 
 EPILOG = """\
 examples:

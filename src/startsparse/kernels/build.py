@@ -116,13 +116,13 @@ def build(target: Path, extra: tuple[str, ...] = ()) -> None:
         for i, (name, flags) in enumerate(jobs):
             objects.append(os.path.join(folder, f"{i}.o"))
             commands.append([compiler, *FLAGS, *extra, *flags, "-c", str(SOURCE / name), "-o", objects[-1]])
-        _run_all(commands)
+        run_all(commands)
         library = os.path.join(folder, "library.so")
-        _run_all([[compiler, "-shared", "-fopenmp", *extra, *objects, "-o", library]])
+        run_all([[compiler, "-shared", "-fopenmp", *extra, *objects, "-o", library]])
         os.replace(library, target)
 
 
-def _run_all(commands: list[list[str]]) -> None:
+def run_all(commands: list[list[str]]) -> None:
     """Run commands side by side; raise with the first failure's own words."""
     running = []
     try:

@@ -7,12 +7,13 @@ mode, and for second derivatives, the registered operators are used instead; bot
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -45,11 +46,16 @@ class Passes:
     operator: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
+def in_forward_mode() -> bool:
+    """Whether there may be tangents, of forward-mode derivatives."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether a call with these tensors is eager, and nobody looks on."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    if _dispatch_modes() or _function_modes() or _transforms():
+    if _dispatch_modes() or _function_modes() or _transforms() or in_forward_mode():
         return False
     for tensor in tensors:  # called at every step: a generator would take twice as long
         if tensor is not None and not (type(tensor) in _PLAIN and tensor.is_cpu):
@@ -63,31 +69,52 @@ def run(passes: Passes, x: Tensor, values: Tensor, bias: Tensor | None, pattern:
     if torch.is_grad_enabled():
         wanted = x.requires_grad, values.requires_grad, bias is not None and bias.requires_grad
         if any(wanted):
-            return _apply(x, values, bias, (passes, call, pattern, wanted, rest, x.shape, values.shape))
+            held = Held(passes, call, rest, x.shape, values.shape)
+            return _apply(x, values, bias, pattern, held, wanted)
     return passes.forward(call, x, values, bias, pattern)
+
+
+class Held(NamedTuple):
+    """What a call's backward pass is given of its forward pass, but for tensors.
+
+    Attributes:
+        rest: arguments that followed x, values, bias and pattern.
+        x_shape, shape: of x and of values.
+    """
+
+    passes: Passes
+    call: Any
+    rest: Sequence[Any]
+    x_shape: torch.Size
+    shape: torch.Size
+
+
+def gradients(
+    held: Held, wanted: tuple[bool, bool, bool], dy: Tensor, x: Tensor, values: Tensor, pattern: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Those gradients of x, values and bias that are wanted, None for the others."""
+    passes, call, rest, x_shape, shape = held
+    if torch.is_grad_enabled() or not is_plain(dy, x, values):
+        grads = passes.operator(dy, x, values, pattern, *rest[1:], wanted)
+        return tuple(grad if want else None for grad, want in zip(grads, wanted, strict=True))
+    float32 = x.dtype == values.dtype == torch.float32
+    if not float32 or x.shape != x_shape or values.shape != shape:
+        call = passes.prepare(x, values, None, pattern, *rest)  # says what has changed since
+    return passes.backward(call, dy, x, values, pattern, wanted)
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, values, bias, held):
+    def forward(ctx, x, values, bias, pattern, held, wanted):
         ctx.save_for_backward(x, values)
-        ctx.held = held
-        passes, call, pattern, *_ = held
-        return passes.forward(call, x, values, bias, pattern)
+        ctx.held = held, wanted, pattern
+        return held.passes.forward(held.call, x, values, bias, pattern)
 
     @staticmethod
     def backward(ctx, dy):
-        passes, call, pattern, wanted, rest, x_shape, shape = ctx.held
+        held, wanted, pattern = ctx.held
         x, values = ctx.saved_tensors
-        if torch.is_grad_enabled() or not is_plain(dy, x, values):
-            grads = passes.operator(dy, x, values, pattern, *rest[1:], wanted)
-            dx, dw, db = (grad if want else None for grad, want in zip(grads, wanted, strict=True))
-        else:
-            float32 = x.dtype == values.dtype == torch.float32
-            if not float32 or x.shape != x_shape or values.shape != shape:
-                call = passes.prepare(x, values, None, pattern, *rest)  # says what has changed since
-            dx, dw, db = passes.backward(call, dy, x, values, pattern, wanted)
-        return dx, dw, db, None
+        return *gradients(held, wanted, dy, x, values, pattern), None, None, None
 
 
 # ``_Function.apply`` less its look for transforms, which ``is_plain`` has excluded.

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
-from startsparse.kernels import eager, ops
+from startsparse.kernels import eager, node, ops
 from startsparse.kernels.geometry import Pair, lanes_for
 
 _functorch = getattr(torch._C, "_functorch")  # noqa: B009 - the type checker does not know it
@@ -36,9 +37,13 @@ def sparse_linear(
     Returns:
         [..., out_features], or blocked [tiles, out_features, lanes].
     """
+    if not torch.compiler.is_compiling() and node.linear is not None:
+        y = node.linear(x, values, bias, pattern, out_features, batch)
+        if y is not NotImplemented:
+            return y
     if eager.is_plain(x, values, bias, pattern):
         return eager.run(ops.LINEAR, x, values, bias, pattern, out_features, batch)
-    _refuse_transforms()
+    _refuse_transforms(x, values, bias)
     return torch.ops.startsparse.sparse_linear(x, values, bias, pattern, out_features, batch)
 
 
@@ -75,9 +80,13 @@ def sparse_conv2d(
     """
     kernel_size, stride, padding, dilation = map(_pair, (kernel_size, stride, padding, dilation))
     rest = (out_channels, kernel_size, stride, padding, dilation, groups, batch)
+    if not torch.compiler.is_compiling() and node.conv2d is not None:
+        y = node.conv2d(x, values, bias, pattern, *rest)
+        if y is not NotImplemented:
+            return y
     if eager.is_plain(x, values, bias, pattern):
         return eager.run(ops.CONV2D, x, values, bias, pattern, *rest)
-    _refuse_transforms()
+    _refuse_transforms(x, values, bias)
     return torch.ops.startsparse.sparse_conv2d(x, values, bias, pattern, *rest)
 
 
@@ -95,8 +104,8 @@ def from_blocked(x: Tensor, batch: int) -> Tensor:
     return torch.ops.startsparse.from_blocked(x, batch)
 
 
-def _refuse_transforms() -> None:
-    """Refuse transforms that differentiate: ``torch.func.jvp`` would take the tangents of a registered operator for zero.
+def _refuse_transforms(*tensors: Tensor | None) -> None:
+    """Refuse transforms that differentiate: forward mode would take the tangents of a registered operator for zero.
 
     Raises:
         RuntimeError: says what does instead.
@@ -108,6 +117,11 @@ def _refuse_transforms() -> None:
         raise RuntimeError(
             "startsparse: torch.func.grad, vjp, jvp and what is built on them do not reach sparse layers: use "
             "torch.autograd, or the masked execution"
+        )
+    if eager.in_forward_mode() and any(t is not None and unpack_dual(t).tangent is not None for t in tensors):
+        raise RuntimeError(
+            "startsparse: sparse layers have no forward-mode derivative (torch.autograd.forward_ad): use reverse mode, "
+            "or the masked execution"
         )
 
 

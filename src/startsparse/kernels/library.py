@@ -19,6 +19,7 @@ import os
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch  # first: its OpenMP runtime is the one the kernels share
@@ -32,6 +33,7 @@ SHIPPED = Path(__file__).parent
 
 _lock = threading.Lock()
 _backend: NativeBackend | TorchBackend | None = None
+forgetting: list[Callable[[], None]] = []  # who else forgets what follows from the choice
 
 
 def backend() -> NativeBackend | TorchBackend:
@@ -50,6 +52,8 @@ def reset() -> None:
     global _backend
     with _lock:
         _backend = None
+    for forget in forgetting:
+        forget()
 
 
 def cache_folder() -> Path:
@@ -138,9 +142,13 @@ def _open(path: Path) -> ctypes.CDLL | str:
 
 
 def threads() -> int:
-    """Threads a kernel may use: torch's number, at most one per core; one in a forked child, whose pool is
-    gone."""
-    return 1 if _forked else min(torch.get_num_threads(), _CORES)
+    """Threads a kernel may use: torch's number, at most ``most_threads``."""
+    return min(torch.get_num_threads(), most_threads())
+
+
+def most_threads() -> int:
+    """One per core; one in a forked child, whose pool is gone."""
+    return 1 if _forked else _CORES
 
 
 def _cores() -> int:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 _local = threading.local()
+lenders: list[
+    Callable[[tuple[int, int]], None]
+] = []  # told in each thread where its scratch buffer is, (0, 0) for none
 
 
 def scratch(floats: int = 0) -> Tensor:
@@ -20,6 +24,8 @@ def scratch(floats: int = 0) -> Tensor:
         with torch.inference_mode(False):
             buffer = _local.buffer = torch.empty(max(floats, 1024), dtype=torch.float32)
         _local.room = buffer.data_ptr(), buffer.numel()
+        for lend in lenders:
+            lend(_local.room)
     return buffer
 
 
@@ -35,6 +41,8 @@ def room() -> tuple[int, int]:
 def release_scratch() -> None:
     """Give this thread's scratch back."""
     _local.buffer = _local.room = None
+    for lend in lenders:
+        lend((0, 0))
 
 
 def keep_pages() -> bool:

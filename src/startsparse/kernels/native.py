@@ -85,7 +85,7 @@ class NativeBackend:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
         self.width = library.ss_width()
-        self._forward, self._backward = library.ss_forward, library.ss_backward
+        self.passes = self._forward, self._backward = library.ss_forward, library.ss_backward
         self._chain_forward, self._chain_backward = library.ss_chain_forward, library.ss_chain_backward
 
     def build(self, positions: Tensor, rows: int, cols: int, groups: int, block: int, threads: int) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 _watchers: dict[int, list[Callable[[Tensor, Tensor], None]]] = {}
+_listeners: list[Callable[[int], None]] = []
 
 
 class Watch:
@@ -26,11 +27,13 @@ class Watch:
             callbacks.remove(self._callback)
         if not callbacks:
             _ = _watchers.pop(self._address, None)
+        _tell()
 
 
 def watch(pattern: Tensor, callback: Callable[[Tensor, Tensor], None]) -> Watch:
     """Call ``callback(x, dy)`` in every backward pass of the row-major layers with this pattern blob."""
     _watchers.setdefault(pattern.data_ptr(), []).append(callback)
+    _tell()
     return Watch(pattern.data_ptr(), callback)
 
 
@@ -44,3 +47,14 @@ def notify(pattern: Tensor, x: Tensor, dy: Tensor) -> None:
 def is_watched(pattern: Tensor) -> bool:
     """Whether anybody watches a pattern."""
     return bool(_watchers) and pattern.data_ptr() in _watchers
+
+
+def listen(listener: Callable[[int], None]) -> None:
+    """Call ``listener`` with the number of watched patterns now, and whenever it changes."""
+    _listeners.append(listener)
+    listener(len(_watchers))
+
+
+def _tell() -> None:
+    for listener in _listeners:
+        listener(len(_watchers))
