@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import state as saved
 from .clock import Clock
 from .draw import Drawn
 from .dynamics import Dynamics
@@ -32,9 +31,11 @@ from .names import nearest, plain
 from .passes import Passes
 from .probing import probes
 from .report import Report, build_dynamics, build_report
+from .resuming import COUNTS, read
 from .scalars import as_plain
 from .schedules import run_length
 from .sources import Source, describe, or_dense, refuse_locked
+from .state import FORMAT, pack_masks, pack_sources
 from .topology import Topology
 
 
@@ -338,18 +339,16 @@ class Sparsifier:
         """
         topology = self._topology
         return {
-            "format": saved.FORMAT,
+            "format": FORMAT,
             "describe": self.describe(),
             "step": self.step,
             "start_count": topology.start_count,
             "num_updates": topology.num_updates,
             "num_moved": topology.num_moved,
-            "masks": saved.pack_masks(
+            "masks": pack_masks(
                 Lazy({n: s.positions for n, s in self._sites.items()}), topology.drawn, self._shapes
             ),
-            "sources": saved.pack_sources(
-                {n: s.source for n, s in self._sites.items()}, topology.source_drawn
-            ),
+            "sources": pack_sources({n: s.source for n, s in self._sites.items()}, topology.source_drawn),
             "gradients": {n: s.gradient_state() for n, s in self._sites.items()},
             "memory": {n: dict(s.memory) for n, s in self._sites.items()},
             "dynamics": topology.recorder.state_dict(),
@@ -362,20 +361,18 @@ class Sparsifier:
             ValueError: the state is of another method, source, set of layers or format, or is damaged. Nothing has
                 changed then.
         """
-        counts = saved.check(state, self.describe(), self._shapes)
-        positions, drawn = saved.unpack_masks(state["masks"], self._shapes)
-        sources = saved.unpack_sources(state["sources"], self._shapes)
-        for name, site in self._sites.items():
-            site.restore(positions[name], sources[name], state["gradients"].get(name), self._optimizers)
-            site.memory = {key: value.clone() for key, value in state["memory"][name].items()}
         topology = self._topology
-        topology.recorder.load_state_dict(state.get("dynamics"))
-        topology.drawn = drawn
+        found = read(state, self.describe(), self._shapes, self.method, topology.source_drawn)
+        for name, site in self._sites.items():
+            site.restore(found.positions[name], found.sources[name], found.gradients[name], self._optimizers)
+            site.memory = found.memory[name]
+        topology.recorder.load_state_dict(found.dynamics)
+        topology.drawn = found.drawn
         topology.start_count, topology.num_updates, topology.num_moved = (
-            counts[key] for key in saved.COUNTS[1:]
+            found.counts[key] for key in COUNTS[1:]
         )
         topology.gradients.begin_within_a_step()
-        self._clock.set(counts["step"])
+        self._clock.set(found.counts["step"])
 
     def detach(self) -> nn.Module:
         """Let go of model and optimizers: plain modules and zeros are left, nothing keeps the zeros any more."""

@@ -1,4 +1,4 @@
-"""The sparsifier's state as plain data and tensors, and the checks when it comes back.
+"""Masks and sources as plain data and tensors.
 
 Masks are stored as positions, whatever executes them, so a state moves between masked and sparse execution.
 """
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .damage import are_bits, as_dict, by_layer, is_tensor, require
 from .draw import Drawn
 from .masks import fingerprint_positions, pack, unpack
 
 FORMAT = 1
-COUNTS = ("step", "start_count", "num_updates", "num_moved")
-PARTS = ("describe", "masks", "sources", "gradients", "memory", *COUNTS)
 Shapes = Mapping[str, tuple[int, ...]]
+_AMOUNTS: dict[str, dict[str, type]] = {"exact": {"count": int}, "bernoulli": {"density": float}}
 
 
 def pack_masks(positions: Mapping[str, Tensor], drawn: Mapping[str, Drawn], shapes: Shapes) -> dict[str, Any]:
@@ -42,7 +42,12 @@ def unpack_masks(state: dict[str, Any], shapes: Shapes) -> tuple[dict[str, Tenso
     Raises:
         ValueError: the masks that come out are not those that went in.
     """
-    layers = state["layers"]
+    state = as_dict(state, "masks")
+    layers = by_layer(state.get("layers"), "masks", shapes)
+    for name, value in layers.items():
+        good = isinstance(value, dict) or is_tensor(value, 1, torch.int32, torch.int64)
+        good = good or are_bits(value, shapes[name])
+        require(good, f"mask of {name!r}", f"a draw, positions or bits of the shape {shapes[name]}", value)
     drawn = {n: _drawn(n, value, shapes[n]) for n, value in layers.items() if isinstance(value, dict)}
     positions = {
         name: torch.from_numpy(drawn[name].positions()) if name in drawn else _unpack(value, shapes[name])
@@ -53,7 +58,7 @@ def unpack_masks(state: dict[str, Any], shapes: Shapes) -> tuple[dict[str, Tenso
             raise ValueError(
                 f"the state has positions of {name!r} that lie outside its weight: the state is damaged"
             )
-    if fingerprint_positions(positions, shapes) != state["sha256"]:
+    if fingerprint_positions(positions, shapes) != state.get("sha256"):
         raise ValueError("the masks of this sparsifier state do not match their hash: the state is damaged")
     return positions, drawn
 
@@ -63,6 +68,11 @@ def _drawn(name: str, fields: dict[str, Any], shape: tuple[int, ...]) -> Drawn:
         drawn = Drawn(**fields)
     except TypeError as error:
         raise ValueError(f"the state's draw of {name!r} is not one this version knows: {error}") from error
+    kinds = {"rule": str, "seed": int, "name": str, "size": int} | _AMOUNTS.get(
+        str(drawn.rule), {"rule": None}
+    )
+    if any(type(getattr(drawn, key)) is not kind for key, kind in kinds.items()):
+        raise ValueError(f"the state's draw of {name!r} is not one this version knows: {fields}")
     if drawn.size != math.prod(shape):
         raise ValueError(
             f"the state's draw of {name!r} has {drawn.size} positions, its weight {math.prod(shape)}"
@@ -96,69 +106,21 @@ def pack_sources(sources: Mapping[str, Tensor | Drawn | None], drawn: Mapping[st
 
 
 def unpack_sources(state: dict[str, Any], shapes: Shapes) -> dict[str, Tensor | Drawn | None]:
-    """The inverse of ``pack_sources``: flat bool tensors, draws or None."""
-    return {name: _unpack_source(name, value, shapes[name]) for name, value in state.items()}
+    """The inverse of ``pack_sources``: flat bool tensors, draws or None.
+
+    Raises:
+        ValueError: there is something else.
+    """
+    layers = by_layer(state, "sources", shapes)
+    return {name: _unpack_source(name, value, shapes[name]) for name, value in layers.items()}
 
 
 def _unpack_source(name: str, value: Any, shape: tuple[int, ...]) -> Tensor | Drawn | None:
     if isinstance(value, dict):
         return _drawn(name, value, shape)
-    return None if value is None else unpack(value, shape).reshape(-1)
-
-
-def check(state: dict[str, Any], describe: dict[str, Any], shapes: Shapes) -> dict[str, int]:
-    """Refuse a state that is not of this method, source and model; returns its counts by name.
-
-    Raises:
-        ValueError: names the first thing that differs.
-    """
-    if not isinstance(state, dict) or "format" not in state:
-        raise ValueError("this is not the state of a sparsifier: it has no 'format'")
-    if state["format"] != FORMAT:
-        raise ValueError(
-            f"sparsifier state of format {state['format']!r}; this version reads format {FORMAT}"
-        )
-    missing_parts = [part for part in PARTS if part not in state]
-    if missing_parts:
-        raise ValueError(f"the sparsifier state lacks {', '.join(missing_parts)}: it is damaged or cut short")
-    counts = {key: state[key] for key in COUNTS}
-    for key, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"the sparsifier state's {key} is {value!r}, it must be an int >= 0")
-    if state["describe"].get("total_steps") != describe["total_steps"]:
-        raise ValueError(
-            f"the state is of a run of total_steps={state['describe'].get('total_steps')!r}, the sparsifier has "
-            f"{describe['total_steps']!r}: schedules would differ, attach with the same total_steps"
-        )
-    if state["describe"].get("power", 1.0) != describe.get("power", 1.0):
-        raise ValueError(
-            f"the state is of a run with power={state['describe'].get('power', 1.0)}, the sparsifier has "
-            f"{describe.get('power', 1.0)}: attach with the same power"
-        )
-    for part in ("method", "source"):
-        theirs, ours = state["describe"][part], describe[part]
-        for key in [*ours, *theirs]:
-            if theirs.get(key) != ours.get(key):
-                raise ValueError(
-                    f"the state's {part}.{key} is {theirs.get(key)!r}, the sparsifier's is {ours.get(key)!r}: attach "
-                    "with the same method and source as the run that was saved"
-                )
-    held = {
-        "masks": state["masks"].get("layers", {}),
-        "sources": state["sources"],
-        "gradients": state["gradients"],
-        "memory": state["memory"],
-    }
-    for part, layers in held.items():
-        missing, unknown = shapes.keys() - layers.keys(), layers.keys() - shapes.keys()
-        if missing or unknown:
-            raise ValueError(
-                f"the state's layers differ: missing {sorted(missing)}, unknown {sorted(unknown)} in its {part}: attach "
-                "with the same layers="
-            )
-    for name, gradient in state["gradients"].items():
-        if gradient is not None and tuple(gradient.shape) != tuple(shapes[name]):
-            raise ValueError(
-                f"the state's gradient of {name!r} is {tuple(gradient.shape)}, its weight {shapes[name]}"
-            )
-    return counts
+    if value is None:
+        return None
+    require(
+        are_bits(value, shape), f"source of {name!r}", f"None, a draw or bits of the shape {shape}", value
+    )
+    return unpack(value, shape).reshape(-1)

@@ -10,6 +10,7 @@ from torch import nn
 
 import startsparse as ss
 
+from ..damage import damaged, paths_and_damage, same
 from .nets import TOTAL_STEPS, advance, copies, loss_of, make, net, same_bits
 
 
@@ -246,7 +247,7 @@ def test_nan_scores_name_the_layer():
         (lambda s: s["scores"].pop("0.weight"), r"missing \['0.weight'\]"),
         (
             lambda s: s["scores"].update({"0.weight": torch.zeros(3)}),
-            "scores of 0.weight are not a tensor of shape",
+            r"scores of '0.weight' must be of shape \(8, 4, 3, 3\), not torch.float32 of shape \(3,\)",
         ),
         (lambda s: s["masks"].update(sha256="0"), "do not match their hash"),
     ],
@@ -259,6 +260,34 @@ def test_damaged_states(change, message):
     with pytest.raises(ValueError, match=message):
         search.load_state_dict(state)
     assert all(torch.equal(a.detach(), b) for a, b in zip(search.scores(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["jackpot", "jackpot-2023-released", "movement-frozen", "maskllm"])
+def test_whatever_is_wrong_with_a_state_is_refused_in_words_or_harmless(name):
+    def begun(steps):
+        search = ss.search(net(), make(name), total_steps=TOTAL_STEPS, source=source)
+        optimizer = torch.optim.SGD(search.scores(), lr=0.1)
+        advance(search, optimizer, range(steps))
+        return search, optimizer
+
+    source = ss.LockedSource(0.6, share=0.1) if name == "jackpot" else None
+    good = copy.deepcopy(begun(3)[0].state_dict())
+    search, optimizer = begun(0)
+    before = copy.deepcopy(search.state_dict())
+    refused = 0
+    for path, damage in paths_and_damage(good):
+        try:
+            search.load_state_dict(damaged(good, path, damage))
+        except ValueError as error:
+            assert "state" in str(error), (path, damage)
+            refused += 1
+        else:
+            advance(search, optimizer, range(3, 5))
+            search, optimizer = begun(0)
+        if len(path) < 3:
+            assert same(search.state_dict(), before), path
+    assert same(search.state_dict(), before)
+    assert refused > 300
 
 
 def test_a_step_without_gradients_is_refused():

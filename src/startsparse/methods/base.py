@@ -168,6 +168,10 @@ class Method:
         """By how many e-folds a leaving weight shrinks, where ``rate`` * strength is its share a step; inf: no pull."""
         return math.inf
 
+    def remembers(self, step: int, total_steps: int | None) -> tuple[str, ...]:
+        """The memories that every layer has once ``step`` steps are done, and that the method cannot do without."""
+        return ()
+
     def hidden_pull(self, step: int) -> float:
         """How strongly inactive weights that are trained behind their zeros are pulled to zero at this step."""
         return 0.0

@@ -203,6 +203,9 @@ class RST(Prune):
     def phase(self, step: int, total_steps: int | None) -> str:
         return "transforming" if step <= self.masks_at(total_steps) else "fine-tuning"
 
+    def remembers(self, step: int, total_steps: int | None) -> tuple[str, ...]:
+        return (LEAVING,) if step <= self.masks_at(total_steps) else ()
+
     def begins_anew(self, step: int, total_steps: int | None) -> bool:
         return step >= 0 and step == self.masks_at(total_steps)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..damage import as_dict, by_layer, is_float, require, same
 from ..names import plain
 from ..state import pack_masks, pack_sources, unpack_masks, unpack_sources
 from .sites import ScoreSite
@@ -79,7 +80,7 @@ def check(
     Raises:
         ValueError: names the first thing that differs.
     """
-    if not isinstance(state, dict) or state.get("format") != FORMAT or "scores" not in state:
+    if not isinstance(state, dict) or not same(state.get("format"), FORMAT) or "scores" not in state:
         raise ValueError(f"this is not the state of a search of format {FORMAT}")
     missing = [part for part in PARTS if part not in state]
     if missing:
@@ -88,34 +89,57 @@ def check(
         value = state[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"the search's state has {key}={value!r}, it must be an int >= 0")
-    theirs, ours = state["describe"], describe
-    if theirs.get("total_steps") != ours["total_steps"]:
+    theirs, ours = as_dict(state["describe"], "describe"), describe
+    if not same(theirs.get("total_steps"), ours["total_steps"]):
         raise ValueError(
             f"the state is of a search of total_steps={theirs.get('total_steps')!r}, this one has "
             f"{ours['total_steps']!r}: schedules would differ"
         )
     for part in ("method", "source"):
-        for key in [*ours[part], *theirs.get(part, {})]:
-            mine, other = ours[part].get(key), theirs.get(part, {}).get(key)
-            if mine != other:
+        their = as_dict(theirs.get(part), f"describe.{part}")
+        for key in [*ours[part], *their]:
+            mine, other = ours[part].get(key), their.get(key)
+            if not same(other, mine):
                 raise ValueError(
                     f"the state's {part}.{key} is {other!r}, this search's is {mine!r}: search with the same method "
                     "and source as the one that was saved"
                 )
-    locked = ("locked",) if "locked" in state else ()  # a state of before had none of its own
-    for part in ("scores", "weights", "moments", "sources", "budgets", *locked):
-        layers = state[part]
-        if layers.keys() != sites.keys():
-            gone, new = sorted(sites.keys() - layers.keys()), sorted(layers.keys() - sites.keys())
-            raise ValueError(f"the state's layers differ: missing {gone}, unknown {new} in its {part}")
+    for part in ("scores", "weights", "moments", "budgets"):
+        _ = by_layer(state[part], part, sites)
     for name, site in sites.items():
-        for part, shape in (("scores", tuple(site.score.shape)), ("weights", site.scored.shape)):
-            found = state[part][name]
-            if not isinstance(found, Tensor) or tuple(found.shape) != shape:
-                raise ValueError(f"the state's {part} of {name} are not a tensor of shape {shape}")
-    theirs, ours = ({n: tuple(b.shape) for n, b in found.items()} for found in (state["buffers"], buffers))
+        scored, shape = site.scored, tuple(site.score.shape)
+        for part, wanted in (("scores", shape), ("weights", scored.shape)):
+            require(
+                is_float(state[part][name], wanted),
+                f"{part} of {name!r}",
+                f"of shape {wanted}",
+                state[part][name],
+            )
+        budget = state["budgets"][name]
+        require(
+            type(budget) is int and 0 <= budget <= scored.weight.numel(),
+            f"budget of {name!r}",
+            "a count",
+            budget,
+        )
+        for key in scored.moments.keys() | as_dict(state["moments"][name], f"moments of {name!r}").keys():
+            moment = state["moments"][name].get(key)
+            require(is_float(moment, shape), f"moment {key!r} of {name!r}", f"of shape {shape}", moment)
+    frozen = as_dict(state["frozen"], "frozen")
+    require(
+        all(isinstance(text, str) for text in frozen.values()),
+        "frozen",
+        "the digests of weights by name",
+        frozen,
+    )
+    theirs, ours = (
+        {n: tuple(getattr(b, "shape", ("none",))) for n, b in as_dict(found, "buffers").items()}
+        for found in (state["buffers"], buffers)
+    )
     if theirs != ours:
-        differ = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+        differ = sorted(
+            str(name) for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)
+        )
         raise ValueError(f"the state's buffers are those of another model: {', '.join(differ)} differ")
 
 
