@@ -274,7 +274,18 @@ class Topology:
         """
         for name, site in self.sites.items():
             parent, key = self._parents.get(name, (None, ""))
-            replaced = parent is not None and parent._modules.get(key) is not site.layer.module
+            children = {} if parent is None else parent._modules
+            replaced = parent is not None and children.get(key) is not site.layer.module
+            keys = [at for at, child in children.items() if child is site.layer.module]
+            if replaced and keys:
+                now = (
+                    site.name.removesuffix(f"{key}.{site.layer.attribute}")
+                    + f"{keys[0]}.{site.layer.attribute}"
+                )
+                raise RuntimeError(
+                    f"{name} is called {now} since modules were inserted or taken away after attach(), and masks, states "
+                    "and files go by names: detach before changing the order of modules, then attach again"
+                )
             held = site.layer.module._parameters.get(site.layer.attribute)  # none: it is parametrized
             if replaced or held is not site.parameter:
                 raise RuntimeError(

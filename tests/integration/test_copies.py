@@ -182,6 +182,19 @@ def test_a_replaced_module_is_not_silently_dense():
         optimizer.step()
 
 
+def test_a_module_that_is_called_something_else_now_is_an_error_that_says_so():
+    sparse, model, optimizer = attached()
+    model.insert(0, nn.Identity())
+    model(torch.randn(8, 6)).square().mean().backward()
+    with pytest.raises(
+        RuntimeError, match=r"0\.weight is called 1\.weight since modules were inserted.*detach before"
+    ):
+        optimizer.step()
+    del model[0]
+    optimizer.step()
+    assert sparse.step == 4
+
+
 def test_detach_leaves_no_hook_behind():
     fresh = net()
     fresh_optimizer = torch.optim.SGD(fresh.parameters(), lr=0.1, momentum=0.9)
