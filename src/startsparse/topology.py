@@ -276,8 +276,8 @@ class Topology:
             parent, key = self._parents.get(name, (None, ""))
             children = {} if parent is None else parent._modules
             replaced = parent is not None and children.get(key) is not site.layer.module
-            keys = [at for at, child in children.items() if child is site.layer.module]
-            if replaced and keys:
+            keys = [at for at, child in children.items() if child is site.layer.module] if replaced else []
+            if keys:
                 now = (
                     site.name.removesuffix(f"{key}.{site.layer.attribute}")
                     + f"{keys[0]}.{site.layer.attribute}"
