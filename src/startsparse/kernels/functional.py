@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
+from torch.compiler import is_compiling
 
 from startsparse.kernels import eager, node, ops
 from startsparse.kernels.geometry import Pair, lanes_for
@@ -37,7 +38,7 @@ def sparse_linear(
     Returns:
         [..., out_features], or blocked [tiles, out_features, lanes].
     """
-    if not torch.compiler.is_compiling() and node.linear is not None:
+    if not is_compiling() and node.linear is not None:
         y = node.linear(x, values, bias, pattern, out_features, batch)
         if y is not NotImplemented:
             return y
@@ -80,7 +81,7 @@ def sparse_conv2d(
     """
     kernel_size, stride, padding, dilation = map(_pair, (kernel_size, stride, padding, dilation))
     rest = (out_channels, kernel_size, stride, padding, dilation, groups, batch)
-    if not torch.compiler.is_compiling() and node.conv2d is not None:
+    if not is_compiling() and node.conv2d is not None:
         y = node.conv2d(x, values, bias, pattern, *rest)
         if y is not NotImplemented:
             return y
@@ -110,7 +111,7 @@ def _refuse_transforms(*tensors: Tensor | None) -> None:
     Raises:
         RuntimeError: says what does instead.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return
     around = _functorch.get_interpreter_stack() or []
     if any(one.key() in _DIFFERENTIATING for one in around):
