@@ -29,6 +29,18 @@ def test_plan_and_run_agree():
         build.plan_of(recipe.parse(RAW | {"method": None}))
 
 
+def test_plan_and_run_agree_about_the_execution():
+    chosen = recipe.parse(RAW | {"train": {"epochs": 3, "execution": "auto"}})
+    bench, plan = build.bench_of(chosen), build.plan_of(chosen)
+    decided = {name: choice.execution for name, choice in bench.sparsifier.execution.items()}
+    assert {row.name: row.execution for row in plan.layers} == decided
+    assert set(decided.values()) == {"masked", "sparse"}, "fc3 is dense under ERK"
+    assert plan.reasons.keys() == decided.keys() and "density" in plan.reasons["fc1.weight"]
+    masked = build.plan_of(recipe.parse(RAW))
+    assert plan.flops == masked.flops and plan.warnings == masked.warnings
+    assert [row.inference_flops for row in plan.layers] == [row.inference_flops for row in masked.layers]
+
+
 def test_the_seed_decides_everything():
     first, again, other = (build.bench_of(recipe.parse(RAW | {"seed": seed})) for seed in (0, 0, 1))
     for a, b, equal in ((first, again, True), (first, other, False)):

@@ -123,10 +123,16 @@ def _layers(run: Run) -> str:
             f"<tr><td>{html.escape(name)}</td><td>{shape}</td><td>{total:,}</td><td>{count:,}</td>"
             f"<td>{100 * count / total:.3g} %</td><td>{drawing.bar(count / total)}</td><td>{drawing.mask(live)}</td></tr>"
         )
+    fused = RunFolder(run.folder).fused
+    told = (
+        f"<h2>Layers that run together</h2><pre>{html.escape(fused.read_text())}</pre>"
+        if fused.exists()
+        else ""
+    )
     head = "".join(
         f"<th>{title}</th>" for title in ("layer", "shape", "weights", "live", "density", "", "mask")
     )
     return (
         f"<div class='wide'><table><tr>{head}</tr>{''.join(rows)}</table></div><p class='small'>Masks: a row is an output, a column an input "
-        f"(and tap); large ones are averaged over blocks, the darkest block of a layer has most live weights.</p>"
+        f"(and tap); large ones are averaged over blocks, the darkest block of a layer has most live weights.</p>{told}"
     )

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import startsparse as ss
+from startsparse.execution.fused import LANES
+from startsparse.execution.fusing import Fusion
 from startsparse.training import data, loop, models, optim, seeds
 from startsparse.training.recipe import Recipe
 
@@ -24,6 +26,7 @@ class Bench:
         job: model, optimizer, schedule, batches.
         sparsifier: what keeps the model sparse; None for a dense run.
         num_parameters: of the model as it was made, zeros included.
+        fusion: what ``ss.fuse`` made of sparse layers of a model that is not of this library; None for all else.
     """
 
     recipe: Recipe
@@ -31,6 +34,7 @@ class Bench:
     job: loop.Job
     sparsifier: Any
     num_parameters: int
+    fusion: Fusion | None = None
 
 
 def device_of(recipe: Recipe) -> torch.device:
@@ -93,7 +97,8 @@ def total_steps(recipe: Recipe, examples: int) -> int:
 def plan_of(recipe: Recipe) -> Any:
     """What the method will make of the model; printable, with ``as_dict()`` and ``warnings``. No data are needed.
 
-    One example is enough to count with; only ``execution: auto``, which times layers, runs a whole batch.
+    One example is enough to count with. Under ``execution: auto`` a recipe's layers are not timed but go by their density,
+    so that the recipe alone decides about its bits.
 
     Raises:
         ValueError: the recipe has no method, or asks for what its layers cannot hold.
@@ -104,19 +109,23 @@ def plan_of(recipe: Recipe) -> Any:
     entry, chosen = recipe.data.entry(), recipe.data
     model = model_of(recipe)
     batch = min(chosen.batch_size, entry.examples)
-    plan = ss.plan(
-        model,
-        method,
-        source=source,
-        layers=recipe.layers,
-        execution=recipe.train.execution,
-        power=recipe.power,
-        optimizer=optimizer_of(recipe, model),
-        example_input=example_of(entry, batch if recipe.train.execution == "auto" else 1),
-        total_steps=total_steps(
-            recipe, entry.examples - data.num_held_out(entry.examples, chosen.validation)
-        ),
+    given: dict[str, Any] = {"source": source, "layers": recipe.layers, "power": recipe.power}
+    given["optimizer"] = optimizer_of(recipe, model)
+    given["total_steps"] = total_steps(
+        recipe, entry.examples - data.num_held_out(entry.examples, chosen.validation)
     )
+    execution, example = recipe.train.execution, example_of(entry, 1)
+    by_density = execution == "auto"
+    plan = ss.plan(
+        model, method, execution="masked" if by_density else execution, example_input=example, **given
+    )
+    if by_density:
+        ruled = ss.plan(model, method, execution="auto", **given)
+        rows = [
+            replace(r, inference_flops=p.inference_flops)
+            for r, p in zip(ruled.layers, plan.layers, strict=True)
+        ]
+        plan = replace(ruled, layers=rows, flops=plan.flops, warnings=plan.warnings)
     return replace(plan, flops=None if plan.flops is None else replace(plan.flops, batch=batch))
 
 
@@ -156,7 +165,8 @@ def bench_of(recipe: Recipe) -> Bench:
     job = loop.Job(model, optimizer, rate, dataset, batches, settings)
     seeds.seed_all(seeds.derive(recipe.seed, "train"))
     count = sum(parameter.numel() for parameter in model.parameters())
-    return Bench(recipe, dataset, job, _attach(recipe, job), count)
+    sparsifier = _attach(recipe, job)
+    return Bench(recipe, dataset, job, sparsifier, count, fuse(job, sparsifier))
 
 
 def _attach(recipe: Recipe, job: loop.Job) -> Any:
@@ -176,6 +186,18 @@ def _attach(recipe: Recipe, job: loop.Job) -> Any:
     )
     job.probes = sparsifier.probes
     return sparsifier
+
+
+def fuse(job: loop.Job, sparsifier: Any) -> Fusion | None:
+    """Let sparse layers of a model that is not of this library run together where tracing finds that they can.
+
+    Our own models do so unasked, and under autocast none does.
+    """
+    choices = getattr(sparsifier, "execution", {}).values()
+    ours = all(type(m).__module__.startswith(("startsparse.", "torch.")) for m in job.model.modules())
+    if ours or job.settings.amp != "none" or all(choice.execution != "sparse" for choice in choices):
+        return None
+    return ss.fuse(job.model, next(iter(FirstBatches(job)))[0][:LANES])
 
 
 def passes(method: Any, job: loop.Job) -> dict[str, Any]:

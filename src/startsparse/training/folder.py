@@ -49,6 +49,11 @@ class RunFolder:
         return self.path / "net.sparse.safetensors"
 
     @property
+    def fused(self) -> Path:
+        """Which layers of a model that is not of this library run as one operation, and which do not, and why."""
+        return self.path / "fused.txt"
+
+    @property
     def result(self) -> dict[str, Any] | None:
         """The final figures, or None as long as the run is not done."""
         file = self.path / "result.json"

@@ -8,6 +8,7 @@ from typing import Any
 from startsparse import artifact
 from startsparse.training import checkpoint, loop
 from startsparse.training.build import Bench, bench_of
+from startsparse.training.files import write_atomic
 from startsparse.training.folder import RunFolder
 from startsparse.training.metrics import Stopwatch
 from startsparse.training.progress import Progress, open_progress
@@ -56,6 +57,8 @@ def resume(bench: Bench, folder: RunFolder) -> None:
 def train(bench: Bench, folder: RunFolder, show: Progress) -> None:
     """All steps that are left: metrics, validations and checkpoints between them."""
     job, train = bench.job, bench.recipe.train
+    if bench.fusion is not None:
+        write_atomic(folder.fused, f"{bench.fusion}\n".encode())
     watch = Stopwatch(job.position.step)
     for epoch_ended in loop.steps(job):
         step = job.position.step

@@ -154,6 +154,7 @@ def _train(stage: Stage, before: Output, folder: RunFolder, progress: bool) -> O
             execution=recipe.train.execution,
         )
         job.probes = bench.sparsifier.probes
+        bench.fusion = build.fuse(job, bench.sparsifier)
     until = stage.options.get("until_settled")
     settled = None if until is None else Settled(folder.path, ticket, **until)
     keeper = job.optimizer.register_step_post_hook(
