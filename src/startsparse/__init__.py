@@ -6,6 +6,7 @@ from . import sources as sources
 from . import theory as theory
 from .artifact import load as load
 from .artifact import save as save
+from .attaching import attach as attach
 from .distributions import Scaled as Scaled
 from .dynamics import Dynamics as Dynamics
 from .execution.convert import densify_execution as densify_execution
@@ -69,7 +70,6 @@ from .sources import MaskSource as MaskSource
 from .sources import RandomSource as RandomSource
 from .sources import ZerosSource as ZerosSource
 from .sparsifier import Sparsifier as Sparsifier
-from .sparsifier import attach as attach
 from .tickets import lottery as lottery
 
 __version__ = "0.1.0.dev0"

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import startsparse as ss
-from startsparse.sparsifier import EXECUTIONS
+from startsparse.execution.choice import EXECUTIONS
 from startsparse.training import checkpoint, files, loop, optim, seeds
 from startsparse.training.data import AUGMENTS, Batches
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 import startsparse as ss
-from startsparse.sparsifier import EXECUTIONS
+from startsparse.execution.choice import EXECUTIONS
 from startsparse.training import recipe, runs
 from startsparse.training.folder import FolderError, RunFolder, find_runs
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..attaching import attach
 from ..execution.hooks import claim, release
 from ..masks import Lazy
 from ..methods.search import SearchMethod
 from ..names import plain
 from ..sources import Source, describe
-from ..sparsifier import Sparsifier, attach
+from ..sparsifier import Sparsifier
 from . import state as saved
 from .batch_norm import reestimate_batch_norm
 from .hooks import LoadHook, freeze_batch_norm

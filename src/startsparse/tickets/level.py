@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..attaching import attach
 from ..execution.every_step import listen, stop_listening
 from ..execution.hooks import _overflow as overflow
 from ..execution.hooks import attached_to
@@ -20,7 +21,7 @@ from ..layers import Layer
 from ..methods import DenseView
 from ..names import plain
 from ..sources import DenseSource, MaskSource
-from ..sparsifier import Sparsifier, attach
+from ..sparsifier import Sparsifier
 from .branches import branch
 from .budget import Budget, Meter
 from .given import Given

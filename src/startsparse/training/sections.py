@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from startsparse.execution.choice import EXECUTIONS
 from startsparse.names import nearest
-from startsparse.sparsifier import EXECUTIONS
 from startsparse.training import data as data_sets
 from startsparse.training.names import find
 
