@@ -65,6 +65,7 @@ def attach(
             attached already. The model is untouched then.
 
     Example:
+        >>> import torch
         >>> import startsparse as ss
         >>> model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 3))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
