@@ -12,7 +12,7 @@ import startsparse as ss
 
 from .twins import batch, convolutional, perceptron, seeded
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit itself
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the older ONNX export
 
 NETS = {
     "perceptron": (perceptron, (16, 12)),

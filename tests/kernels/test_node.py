@@ -197,7 +197,6 @@ def test_second_derivatives_are_refused():
         dx.sum().backward()
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own
 @pytest.mark.parametrize("grad", [True, False])
 def test_forward_mode_is_refused_not_taken_for_zero(grad):
     (x, *_), _ = linear(randn(7, 5))
