@@ -116,10 +116,45 @@ def test_choices_that_mean_nothing_are_refused(layers, message):
         find(Net(), layers)
 
 
-@pytest.mark.parametrize("model", [nn.ReLU(), nn.BatchNorm1d(3), nn.Embedding(4, 5)], ids=str)
-def test_a_model_without_layers_is_refused(model):
-    with pytest.raises(ValueError, match="no layer is left to be sparse"):
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (nn.ReLU(), "the model has no parameter of two or more dimensions"),
+        (nn.BatchNorm1d(3), "the model has no parameter of two or more dimensions"),
+        (
+            nn.Embedding(4, 5),
+            "there is no Linear, convolution or attention; name others in layers=, known: weight",
+        ),
+    ],
+    ids=str,
+)
+def test_a_model_without_layers_is_refused(model, why):
+    with pytest.raises(ValueError, match=f"no layer is left to be sparse: {why}"):
         find(model)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"fc": 0.1}, "got a dict: densities by layer are the method's distribution="),
+        (3, "must be names or globs .*, got 3"),
+        ([None], r"must be names or globs .*, got \[None\]"),
+        (nn.Linear(2, 2), "must be names or globs .*, got Linear"),
+        ([nn.Linear(2, 2)], r"must be names or globs .*, got \[Linear"),
+    ],
+    ids=str,
+)
+def test_what_is_no_name_is_refused(layers, message):
+    with pytest.raises(TypeError, match=message):
+        find(Net(), layers)
+
+
+def test_weights_of_integers_are_refused_by_name():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[0].weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"0\.weight is torch\.int8: .*layers=\['!0\.weight'\]"):
+        find(net)
+    assert list(find(net, "!0.weight")) == ["1.weight"]
 
 
 class Wrapper(nn.Module):

@@ -27,4 +27,4 @@ def saliency(weight: Tensor, gradient: Tensor) -> Tensor:
 
 def exact(signal: Tensor) -> Tensor:
     """A signal as it is ranked. Half precision has too few distinct values to rank by: rank in float32."""
-    return signal if signal.dtype in (torch.float32, torch.float64) else signal.float()
+    return signal if signal.dtype in (torch.float32, torch.float64) or signal.is_complex() else signal.float()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -57,7 +57,8 @@ def find(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[st
 
     Raises:
         TypeError: the model is no module, or ``layers`` no names.
-        ValueError: a pattern matches nothing or a vector, nothing is left, or a parameter is not initialised yet.
+        ValueError: a pattern matches nothing or a vector, nothing is left, a parameter is not initialised yet, or a
+            weight is of integers.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
@@ -65,9 +66,7 @@ def find(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[st
         (['0.weight', '2.weight'], ['2.weight'])
     """
     check_module(model)
-    patterns = [layers] if isinstance(layers, str) else list(layers or [])
-    if any(not isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"layers must be names or globs such as 'fc*', got {layers!r}")
+    patterns = _patterns(layers)
     candidates, default = _candidates(model)
     names = _names(model, candidates)
     chosen = set() if any(not p.startswith("!") for p in patterns) else set(default)
@@ -86,9 +85,37 @@ def find(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[st
                 f"layers: {pattern!r} {reason}; {nearest(pattern.removeprefix('!'), list(names))}"
             )
         chosen = chosen - found if pattern.startswith("!") else chosen | found
+    if not candidates:
+        raise ValueError(
+            "no layer is left to be sparse: the model has no parameter of two or more dimensions"
+        )
     if not chosen:
-        raise ValueError(f"no layer is left to be sparse: layers={layers!r}, {nearest('', list(candidates))}")
+        asked = (
+            f"layers={layers!r}"
+            if patterns
+            else "there is no Linear, convolution or attention; name others in layers="
+        )
+        raise ValueError(f"no layer is left to be sparse: {asked}, {nearest('', list(candidates))}")
+    for name in chosen:
+        dtype = candidates[name].parameter.dtype
+        if not (dtype.is_floating_point or dtype.is_complex):
+            raise ValueError(
+                f"{name} is {dtype}: only floating-point weights can be sparse, leave it out with layers=['!{name}']"
+            )
     return {name: layer for name, layer in candidates.items() if name in chosen}
+
+
+def _patterns(layers: Any) -> list[str]:
+    if isinstance(layers, Mapping):
+        raise TypeError(
+            f"layers must be names or globs such as 'fc*', got a {type(layers).__name__}: densities by layer are the "
+            "method's distribution="
+        )
+    several = isinstance(layers, Iterable) and not isinstance(layers, str | nn.Module)
+    patterns: list[Any] = [] if layers is None else [*layers] if several else [layers]
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"layers must be names or globs such as 'fc*', got {layers!r}")
+    return patterns
 
 
 def left_dense(model: nn.Module, chosen: dict[str, Layer]) -> dict[str, int]:

@@ -300,6 +300,17 @@ class Sparsifier:
         part(self.model)
         return self.model
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy would share hooks and clock with the original, and keep nothing sparse.
+
+        Raises:
+            TypeError: always; says what to copy instead.
+        """
+        raise TypeError(
+            "a sparsifier is bound to its model and optimizers by hooks, and is neither copied nor pickled: copy the model "
+            "(a copy is a model of its own, without hooks) and state_dict(), and attach to the copy"
+        )
+
     def _after_load(self, module: nn.Module) -> None:
         """A state was loaded into a module of the model: optimizers and masks follow what was replaced."""
         for key, parameter in module._parameters.items():

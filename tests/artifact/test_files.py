@@ -236,3 +236,14 @@ def test_files_that_cannot_be_read(tmp_path):
 
 def test_a_sparse_file_is_a_plain_mapping(content):
     assert isinstance(content, dict) and isinstance(content, SparseFile)
+
+
+def test_weights_of_integers_are_stored_as_they_are_beside_sparse_ones(path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(64, 64))
+    model[0].weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    with torch.no_grad():
+        _ = model[1].weight.mul_(torch.rand(64, 64) < 0.1)
+    save(model, path)
+    file = load(path)
+    assert list(file.masks) == ["1.weight"]
+    assert all(torch.equal(value, file[name]) for name, value in model.state_dict().items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -193,6 +194,22 @@ def test_a_module_that_is_called_something_else_now_is_an_error_that_says_so():
     del model[0]
     optimizer.step()
     assert sparse.step == 4
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_sparsifier_is_not_copied_but_attached_anew(copied):
+    sparse, model, optimizer = attached()
+    with pytest.raises(TypeError, match=r"neither copied nor pickled: copy the model .* attach to the copy"):
+        copied(sparse)
+    twin, state = copy.deepcopy((model, sparse.state_dict()))
+    stepper = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
+    stepper.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    again = ss.attach(twin, stepper, sparse.method, total_steps=sparse.total_steps)
+    again.load_state_dict(state)
+    for one, other, by in ((sparse, model, optimizer), (again, twin, stepper)):
+        by.zero_grad()
+        train(one, by, lambda other=other: other(torch.ones(8, 6)).square().mean(), 4)
+    assert all(torch.equal(mask, again.masks[name]) for name, mask in sparse.masks.items())
 
 
 def test_detach_leaves_no_hook_behind():

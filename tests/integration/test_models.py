@@ -373,6 +373,27 @@ def test_complex_weights_keep_their_zeros():
     assert sparse.target_count == 6
 
 
+def test_complex_weights_are_ranked_by_their_size():
+    """Both parts count: neither a large weight nor a large gradient lies on the real axis here."""
+    model = nn.Linear(6, 4, bias=False, dtype=torch.complex64)
+    with torch.no_grad():
+        _ = model.weight.copy_(torch.full((4, 6), 0.1))
+        model.weight[:, 0] = 3j
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    sparse = ss.attach(model, optimizer, ss.Magnitude(1 / 6))
+    assert sparse.masks["weight"][:, 0].all() and sparse.target_count == 4
+    _ = sparse.detach()
+    method = ss.RigL(1 / 6, update_interval=1, drop_fraction=1.0, update_end=3)
+    sparse = ss.attach(model, optimizer, method)
+    inputs = torch.zeros(1, 6, dtype=torch.complex64)
+    inputs[0, 1], inputs[0, 2] = 1.0, 9j
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(inputs) - 5).abs().square().sum().backward()
+        optimizer.step()
+    assert sparse.masks["weight"][:, 2].all()
+
+
 def test_a_parametrised_layer_is_not_silently_dense():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
     with pytest.warns(UserWarning, match=r"0\.parametrizations\.weight"):

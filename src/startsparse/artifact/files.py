@@ -126,8 +126,9 @@ def _claim(draw: Any) -> Draw:
 
 
 def _layers(model: nn.Module) -> dict[str, layers.Layer]:
+    whole = [n for n, p in model.named_parameters() if not (p.is_floating_point() or p.is_complex())]
     try:
-        return layers.find(model)
+        return layers.find(model, [f"!{name}" for name in whole])
     except ValueError:  # none of its weights may be sparse: all are stored as they are
         return {}
 
