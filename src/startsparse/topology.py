@@ -18,7 +18,7 @@ from .execution.heap import give_back
 from .execution.interface import KEPT, FirstSite
 from .execution.masked import MaskedSite
 from .execution.meta import MetaSite, materialise_rest
-from .execution.optimizers import forget_directions
+from .execution.optimizers import begin_anew, forget_directions
 from .execution.power import Held, from_roots, to_roots
 from .execution.power import check as check_power
 from .execution.pull import add_to_gradients, by_gradient, shrink, warn_of_weakness
@@ -242,8 +242,7 @@ class Topology:
                 site.settle()
         forget_directions(self._optimizers)
         if self.method.begins_anew(step, self.total_steps):
-            for optimizer in self._optimizers:
-                optimizer.state.clear()
+            begin_anew(self._optimizers)
         self.num_updates += 1
         counts = {name: site.num_active for name, site in self.sites.items()}
         if recorded:

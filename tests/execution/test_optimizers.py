@@ -151,3 +151,16 @@ def test_a_parameter_is_replaced_in_every_optimizer_that_has_it():
     assert first.state[new]["momentum_buffer"].shape == second.state[new]["exp_avg"].shape == (4,)
     assert second.state[new]["step"].shape == ()
     assert old not in first.state and old not in second.state
+
+
+def test_adagrad_begins_anew_with_the_state_that_it_was_made_with():
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adagrad([weight], lr=0.1, initial_accumulator_value=0.5)
+    made = {key: value.clone() for key, value in optimizer.state[weight].items()}
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    rules.begin_anew([optimizer])
+    assert {key: value.tolist() for key, value in optimizer.state[weight].items()} == {
+        key: value.tolist() for key, value in made.items()
+    }
+    optimizer.step()

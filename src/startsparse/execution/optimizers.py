@@ -123,5 +123,15 @@ def forget_directions(optimizers: Iterable[Optimizer]) -> None:
             optimizer.state.clear()
 
 
+def begin_anew(optimizers: Iterable[Optimizer]) -> None:
+    """Give optimizers the state that they have before their first step."""
+    for optimizer in optimizers:
+        optimizer.state.clear()
+        if isinstance(optimizer, optim.Adagrad):  # makes it as it is made itself; older versions of torch only then
+            groups = [dict(group) for group in optimizer.param_groups]
+            first = optimizer.defaults["initial_accumulator_value"]
+            optimizer.state.update(optim.Adagrad(groups, initial_accumulator_value=first).state)
+
+
 def _follows(value: object, shape: torch.Size) -> bool:
     return isinstance(value, Tensor) and value.shape == shape and value.dim() > 0
