@@ -442,3 +442,9 @@ def test_the_memory_column_counts_values_behind_zeros_and_roots():
     assert thin[1].training_bytes - thin[0].training_bytes == 20 * 4
     with pytest.raises(ValueError, match=r"rigl grows weights at zero, where powerpropagation \(power=2\)"):
         ss.plan(model, ss.RigL(0.1), power=2.0)
+
+
+@pytest.mark.parametrize(("given", "error"), [(3, TypeError), ([], ValueError), ([3], TypeError)])
+def test_an_optimizer_of_another_kind_is_refused_as_attach_does(given, error):
+    with pytest.raises(error, match="optimizer"):
+        _ = ss.plan(torch.nn.Linear(4, 4), ss.Static(0.5), optimizer=given)

@@ -537,3 +537,54 @@ def test_what_is_no_model_or_no_name_of_a_layer():
             _ = ss.attach(wrong, optimizer, ss.Static(0.5))
     with pytest.raises(TypeError, match=r"layers must be names or globs such as 'fc\*', got \[0\]"):
         _ = ss.attach(model, optimizer, ss.Static(0.5), layers=[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"source": ss.RandomSource}, r"source must be a source such as ss\.RandomSource\(0\.3\), or None, got <class"),
+        ({"method": ss.GraSP(0.3), "data": 3, "loss_fn": nn.functional.mse_loss}, r"data must give batches .*, got 3"),
+        ({"method": ss.GraSP(0.3), "data": [], "loss_fn": "mse"}, r"loss_fn must be a function, .*, got 'mse'"),
+    ],
+    ids=["source", "data", "loss_fn"],
+)  # fmt: skip
+def test_arguments_of_another_kind_are_named(given, message):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = given.pop("method", ss.Static(0.5))
+    with pytest.raises(TypeError, match=message):
+        _ = ss.attach(model, optimizer, method, **given)
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got NoneType"):
+        ss.attach(model, optimizer, ss.Static(0.5)).apply_to(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("last", "steps"), [(None, [1, 2, 3]), (1, [3]), (2, [2, 3]), (3, [1, 2, 3]), (5, [1, 2, 3])]
+)
+def test_the_newest_updates(last, steps):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparse = ss.attach(model, optimizer, ss.SET(0.4, update_interval=1), total_steps=8)
+    for _ in range(4):
+        model(torch.randn(5, 6)).square().mean().backward()
+        optimizer.step()
+    assert sparse.dynamics(last=last).steps == steps
+    for wrong in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="last must be a number of updates, an int >= 1"):
+            sparse.dynamics(last=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: ss.plan(model, ss.Static(0.1)),
+        lambda model: ss.search(model, ss.Jackpot(0.1)),
+        lambda model: next(iter(ss.lottery(model, ss.IMP(0.1)))),
+    ],
+    ids=["plan", "search", "lottery"],
+)
+def test_a_model_that_runs_sparse_is_not_taken_for_one_without_layers(use):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    _kept = ss.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), ss.Static(0.5), execution="sparse")
+    with pytest.raises(ValueError, match=r"0\.weight runs sparse already: .*densify_execution"):
+        use(model)

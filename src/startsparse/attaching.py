@@ -78,7 +78,7 @@ def attach(
         (0.2, 138)
     """
     check_module(model)
-    optimizers = _optimizers(optimizer)
+    optimizers = as_optimizers(optimizer)
     check_attachable(method)
     refuse_locked(source)
     if execution not in EXECUTIONS:
@@ -93,13 +93,25 @@ def attach(
         )
     for name in [name for name, value in given.items() if value is not None and name not in used]:
         warnings.warn(f"{method.name} makes no passes that need it: {name}= is not used", stacklevel=2)
+    if loss_fn is not None and not callable(loss_fn):
+        raise TypeError(
+            f"loss_fn must be a function, called as loss_fn(model(inputs), target), got {loss_fn!r}"
+        )
+    if data is not None and not hasattr(data, "__iter__"):
+        raise TypeError(f"data must give batches (inputs, target), got {data!r}")
     with on_the_cpu(execution):
         return Sparsifier(
             model, optimizers, method, or_dense(source), total_steps, layers, execution, given, power
         )
 
 
-def _optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
+def as_optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
+    """One optimizer or several as a list.
+
+    Raises:
+        TypeError: something else is among them.
+        ValueError: there is none.
+    """
     optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     for one in optimizers:
         if not isinstance(one, Optimizer):

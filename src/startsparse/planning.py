@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .attaching import as_optimizers
 from .costs import (
     dense_gradients,
     inference_flops,
@@ -25,6 +26,7 @@ from .draw import Drawn
 from .execution.auto import faster
 from .execution.choice import Choice, choose
 from .execution.interface import FirstSite
+from .execution.modules import refuse_sparse
 from .execution.power import check as check_power
 from .layers import Layer, find, left_dense
 from .methods import Method
@@ -70,10 +72,13 @@ def plan(
         11910
     """
     check_attachable(method)
+    if optimizer is not None:
+        optimizer = as_optimizers(optimizer)
     power = as_plain(power)
     check_power(power, method)
     refuse_locked(source)
     source = or_dense(source)
+    refuse_sparse(model)
     found = find(model, layers)
     supports = source.supports(found)
     sites = {name: first_site(layer, supports[name], method) for name, layer in found.items()}
@@ -188,7 +193,7 @@ def _choices(
     example_input: Any,
     method: Method,
 ) -> dict[str, Choice]:
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or [])
+    optimizers = [] if optimizer is None else as_optimizers(optimizer)
     choices = choose(execution, model, found, optimizers, method)
     if execution == "auto":
         able = {name: found[name] for name, choice in choices.items() if choice.execution == "sparse"}

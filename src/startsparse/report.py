@@ -157,8 +157,10 @@ def build_dynamics(
     last: int | None = None,
 ) -> Dynamics:
     """What the recorder holds, of all or the ``last`` updates, and the topology as it is now."""
+    if last is not None and (isinstance(last, bool) or not isinstance(last, int) or last < 1):
+        raise ValueError(f"last must be a number of updates, an int >= 1, or None for all, got {last!r}")
     recorder = topology.recorder
-    updates = recorder.rows if last is None else recorder.rows[len(recorder.rows) - last :]
+    updates = recorder.rows if last is None else recorder.rows[max(0, len(recorder.rows) - last) :]
     uses = {} if example_input is None else uses_per_sample(sparsifier.model, layers, example_input)[0]
     rows = []
     for index, (name, layer) in enumerate(layers.items()):

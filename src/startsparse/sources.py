@@ -318,7 +318,7 @@ def or_dense(source: Source | None) -> Source:
     """
     if source is None:
         return DenseSource()
-    if not hasattr(source, "supports"):
+    if not hasattr(source, "supports") or isinstance(source, type):
         raise TypeError(f"source must be a source such as ss.RandomSource(0.3), or None, got {source!r}")
     return source
 

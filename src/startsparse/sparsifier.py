@@ -19,10 +19,10 @@ from .execution.choice import Choice, choose
 from .execution.every_step import listen, stop_listening
 from .execution.hooks import LoadHook, StepHooks, attached_to, claim, release
 from .execution.interface import Site
-from .execution.modules import is_sparse
+from .execution.modules import is_sparse, refuse_sparse
 from .execution.optimizers import replace
 from .execution.strangers import Strangers
-from .layers import find, warn_of_dense
+from .layers import check_module, find, warn_of_dense
 from .masks import Lazy
 from .methods import Method
 from .names import nearest, plain
@@ -60,13 +60,9 @@ class Sparsifier:
         self.model, self.method, self.source, self.total_steps = model, method, source, total_steps
         self._optimizers = optimizers
         for name, module in model.named_modules():
-            weight = plain(f"{name}.weight" if name else "weight")
             if is_sparse(module):
-                _check_free(weight, module.weight)  # type: ignore[arg-type]
-            if is_sparse(module):
-                raise ValueError(
-                    f"{weight} runs sparse already: turn the model back with ss.densify_execution(model) first"
-                )
+                _check_free(plain(f"{name}.weight" if name else "weight"), module.weight)  # type: ignore[arg-type]
+        refuse_sparse(model)
         self._layers = find(model, layers)
         for name, layer in self._layers.items():
             _check_free(name, layer.parameter)
@@ -236,6 +232,7 @@ class Sparsifier:
     @torch.no_grad()
     def apply_to(self, model: nn.Module) -> None:
         """Zero the inactive weights of another copy of the model, e.g. of an average of its weights."""
+        check_module(model)
         parameters = {plain(name): parameter for name, parameter in model.named_parameters()}
         for name, site in self._sites.items():
             if name not in parameters:

@@ -247,3 +247,17 @@ def test_weights_of_integers_are_stored_as_they_are_beside_sparse_ones(path):
     file = load(path)
     assert list(file.masks) == ["1.weight"]
     assert all(torch.equal(value, file[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("thing", "metadata", "message"),
+    [
+        ({3: torch.ones(2, 2)}, None, "tensors are saved by name, and 3 is not a str"),
+        ({"a": torch.ones(2, 2)}, "hello", "metadata must be a mapping of what JSON can hold, got 'hello'"),
+        ({"a": torch.ones(2, 2)}, [1], r"metadata must be a mapping of what JSON can hold, got \[1\]"),
+    ],
+)
+def test_things_of_another_kind_are_named(thing, metadata, message, path):
+    with pytest.raises(TypeError, match=message):
+        save(thing, path, metadata=metadata)
+    assert not path.exists()

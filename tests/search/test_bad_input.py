@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -288,6 +289,17 @@ def test_whatever_is_wrong_with_a_state_is_refused_in_words_or_harmless(name):
             assert same(search.state_dict(), before), path
     assert same(search.state_dict(), before)
     assert refused > 300
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_search_is_not_copied(copied):
+    search = ss.search(net(), ss.Jackpot(0.2), total_steps=4)
+    with pytest.raises(
+        TypeError, match=r"neither copied nor pickled: keep state_dict\(\), and search a copy"
+    ):
+        copied(search)
+    again = ss.search(copy.deepcopy(search.model), ss.Jackpot(0.2), total_steps=4)
+    again.load_state_dict(copy.deepcopy(search.state_dict()))
 
 
 def test_a_step_without_gradients_is_refused():

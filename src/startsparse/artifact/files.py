@@ -66,7 +66,7 @@ def save(
         metadata: what else to store, as JSON can hold it; ``load`` gives it back as ``.metadata["user"]``.
 
     Raises:
-        TypeError: something else than a sparsifier, a model or tensors.
+        TypeError: something else than a sparsifier, a model or tensors by name, or metadata that are no mapping.
         ValueError: values that are not zero outside a mask, tensors or metadata that the format cannot hold.
         OSError: the file cannot be written; what was there before is unharmed.
 
@@ -83,6 +83,8 @@ def save(
     """
     tensors, masks, drawn, about = _content(sparsifier_or_model)
     if metadata is not None:
+        if not isinstance(metadata, Mapping):
+            raise TypeError(f"metadata must be a mapping of what JSON can hold, got {metadata!r}")
         about["user"] = dict(metadata)
     try:
         container.compact_json(about.get("user"))
@@ -110,6 +112,9 @@ def _content(
         masks = {name: state.nonzero(layer.parameter) for name, layer in _layers(thing).items()}
         return models.read(thing), masks, {}, {}
     if isinstance(thing, Mapping):
+        for name in thing:
+            if not isinstance(name, str):
+                raise TypeError(f"tensors are saved by name, and {name!r} is not a str")
         return thing, {name: state.nonzero(t) for name, t in thing.items() if _has_holes(t)}, {}, {}
     if not hasattr(thing, "masks") or not hasattr(thing, "model"):
         raise TypeError(

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import Pattern, sparse_conv2d, sparse_linear
+from ..layers import check_module
+from ..names import plain
 
 _TURN_BACK = "turn the model back first, with sparse.detach() or ss.densify_execution(model)"
 
@@ -266,6 +268,22 @@ def to_dense(module: nn.Module) -> nn.Parameter:
         _ = module.__dict__.pop(key, None)
     module._parameters["weight"] = dense
     return dense
+
+
+def refuse_sparse(model: nn.Module) -> None:
+    """Refuse a model that has layers that keep live values alone.
+
+    Raises:
+        TypeError: it is no model.
+        ValueError: names the first such layer.
+    """
+    check_module(model)
+    for name, module in model.named_modules():
+        if is_sparse(module):
+            weight = plain(f"{name}.weight" if name else "weight")
+            raise ValueError(
+                f"{weight} runs sparse already: turn the model back with ss.densify_execution(model) first"
+            )
 
 
 def is_sparse(module: nn.Module) -> bool:

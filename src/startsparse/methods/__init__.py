@@ -113,7 +113,7 @@ def names(kind: str | None = None) -> list[str]:
         True
     """
     if kind is not None and kind not in KINDS:
-        raise ValueError(f"unknown kind {kind!r}: {nearest(kind, KINDS)}")
+        raise ValueError(f"unknown kind {kind!r}: {nearest(str(kind), KINDS)}")
     return sorted(name for name, method in REGISTRY.items() if kind in (None, method.kind))
 
 
@@ -123,9 +123,9 @@ def get(name: str) -> type[Any]:
     Raises:
         ValueError: no method has this name; the nearest one is named.
     """
-    name = ALIASES.get(name, name)
-    if name not in REGISTRY:
-        raise ValueError(f"unknown method {name!r}: {nearest(name, names())}")
+    name = ALIASES.get(name, name) if isinstance(name, str) else name
+    if not isinstance(name, str) or name not in REGISTRY:
+        raise ValueError(f"unknown method {name!r}: {nearest(str(name), names())}")
     return REGISTRY[name]
 
 

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 
 from ..execution.hooks import attached_to
-from ..execution.modules import is_sparse
+from ..execution.modules import refuse_sparse
 from ..layers import Layer, find, is_conv1d, left_dense
 from ..methods.ranked import RankedSearch
 from ..methods.search import Scored, SearchMethod
@@ -107,6 +107,7 @@ def _layers(
     model: nn.Module, method: SearchMethod, layers: str | Sequence[str] | None
 ) -> tuple[dict[str, Layer], dict[str, str]]:
     """The searched layers, and why others are not."""
+    refuse_sparse(model)
     found = find(model, layers)
     excluded: dict[str, str] = {}
     patterns = [layers] if isinstance(layers, str) else list(layers or [])
@@ -143,10 +144,6 @@ def _check(model: nn.Module, found: Mapping[str, Layer]) -> None:
             "ss.search first, then wrap the model"
         )
     for name, layer in found.items():
-        if is_sparse(layer.module):
-            raise ValueError(
-                f"{name} runs sparse: turn the model back with ss.densify_execution(model) first"
-            )
         if attached_to(layer.parameter):
             raise ValueError(f"{name} is attached to a sparsifier or searched already: end that first")
         if layer.parameter.is_meta:

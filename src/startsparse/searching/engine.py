@@ -330,6 +330,17 @@ class Search:
 
     # -- written values ----------------------------------------------------------------------------------------
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy would be of a search that nobody steps.
+
+        Raises:
+            TypeError: always; says what to copy instead.
+        """
+        raise TypeError(
+            "a search is bound to its model and to the optimizer of its scores, and is neither copied nor pickled: keep "
+            "state_dict(), and search a copy of the model"
+        )
+
     def _values(self, site: ScoreSite) -> Tensor | None:
         return self.method.values(site.scored, self.step, self.total_steps)
 

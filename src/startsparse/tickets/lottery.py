@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..costs import uses_per_sample
+from ..execution.modules import refuse_sparse
 from ..layers import Layer, find
 from ..methods.iterative import IMP, EarlyBird
 from ..sources import Source, describe, or_dense, refuse_locked
@@ -113,6 +114,7 @@ class Lottery:
         example_input: Any,
     ):
         self.model, self.method, self.source, self._execution = model, method, source, execution
+        refuse_sparse(model)
         self._layers = find(model, layers)
         for name, layer in self._layers.items():
             if layer.parameter.is_meta:
