@@ -11,8 +11,6 @@ import torch.utils.checkpoint
 from startsparse import kernels
 
 OPS = torch.ops.startsparse
-# Of opcheck itself, in some versions of torch.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
 def linear_arguments(batch=None, requires_grad=True):
