@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from startsparse import selection
+from startsparse.kernels import library
 from startsparse.selection import top_k, top_k_across
 
 quick = settings(max_examples=150, deadline=None, derandomize=True)
@@ -83,6 +84,72 @@ def test_large_random_scores_in_every_dtype():
         scores = {n: (torch.randn(3000, generator=generator) * 50).abs().to(dtype) for n in "abc"}
         for count in (1, 44, 1499, 1500, 4500, 8999):
             assert same(top_k_across(scores, count), naive(scores, count)), (dtype, count)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    if library.backend().name != "native":
+        pytest.skip("no compiler on this machine")
+
+
+def by_numpy(scores, count, prefer=None):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_ranking", None)
+        return top_k(scores, count, prefer=prefer)
+
+
+KINDS = {
+    "all differ": lambda rng, n: rng.standard_normal(n),
+    "one value": lambda rng, n: np.full(n, 3.0),
+    "few values": lambda rng, n: rng.integers(0, 4, n),
+    "zeros of both signs": lambda rng, n: np.where(rng.random(n) < 0.5, 0.0, -0.0),
+    "many zeros": lambda rng, n: np.maximum(rng.standard_normal(n), 0.2),
+    "rising": lambda rng, n: np.arange(n),
+    "a period that the sample meets": lambda rng, n: np.arange(n) % max(n // 1024, 1),
+    "infinities": lambda rng, n: rng.choice([-math.inf, math.inf, 1.0, 2.0], n),
+    "heavy tails": lambda rng, n: rng.standard_cauchy(n) ** 5,
+}
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(list(KINDS)),
+    size=st.sampled_from([1, 2, 63, 64, 65, 1000, 4095, 4096, 16_383, 16_384, 50_001]),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+    threads=st.integers(1, 3),
+)
+def test_the_kernels_take_what_numpy_takes(kernels, kind, size, share, seed, threads):
+    rng = np.random.default_rng(seed)
+    scores = torch.from_numpy(KINDS[kind](rng, size).astype(np.float32))
+    prefer = torch.from_numpy(rng.random(size) < 0.3)
+    count = int(share * int((scores > -math.inf).sum()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_MANY", 1)
+        patch.setattr(library, "threads", lambda: threads)
+        assert torch.equal(top_k(scores, count), by_numpy(scores, count))
+        assert torch.equal(top_k(scores, count, prefer=prefer), by_numpy(scores, count, prefer))
+
+
+def test_the_kernels_are_asked_about_many_scores_only(kernels, monkeypatch):
+    asked = []
+    monkeypatch.setattr(selection, "_ranking", lambda scores, count, prefer: asked.append(len(scores)))
+    for scores in (torch.ones(20_000), torch.ones(100), torch.ones(20_000, dtype=torch.float64)):
+        assert int(top_k(scores, 7).sum()) == 7  # where they cannot say, NumPy does
+    assert asked == [20_000]
+
+
+def test_what_cannot_be_ranked_is_refused_with_kernels(kernels):
+    scores = torch.rand(40_000)
+    for at in (0, 20_000, 39_999):
+        wrong = scores.clone()
+        wrong[at] = math.nan
+        with pytest.raises(ValueError, match="fc: 1 of 40000 scores are NaN"):
+            top_k(wrong, 10, what="fc")
+    scores[:30_000] = -math.inf
+    assert int(top_k(scores, 10_000).sum()) == 10_000
+    with pytest.raises(ValueError, match="cannot take 10001 of 10000 positions"):
+        top_k(scores, 10_001)
 
 
 def test_preferred_positions_win_ties_only():

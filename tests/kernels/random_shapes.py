@@ -180,13 +180,20 @@ def topology() -> None:
     weight = torch.randn(rows, cols)
     old = kernels.Pattern.from_mask(before)
     drop, grow = ((a & ~b).flatten().nonzero().flatten() for a, b in ((before, after), (after, before)))
-    new = old.changed(drop, grow)
+    new, source = old.changed(drop, grow)
+    assert torch.equal(source, old.source(new))
     (moved,) = old.move(new, [old.take_from(weight)])
     assert torch.equal(new.dense(moved), weight * (before & after)), (rows, cols)
     bar, start = random.random(), random.randint(0, 9)
     at, scores = library.backend().above(weight.clone(), start, old.positions() + start, drop + start, bar, 2)
     wanted = ((weight.abs() > bar) & ~(before & after)).flatten().nonzero().flatten()
     assert torch.equal(at - start, wanted) and torch.equal(scores, weight.abs().flatten()[wanted])
+    ranked, prefer = weight.flatten().round(decimals=random.choice((0, 6))), before.flatten()
+    count = random.randint(1, rows * cols)
+    taken = library.backend().highest(ranked, count, random.choice((prefer, None)), 2)
+    if taken is not None:  # the fallback has none
+        assert torch.equal(ranked[taken].sort().values, ranked.sort().values[-count:])
+        assert torch.equal(library.backend().pick(ranked, taken, True, 2), ranked[taken])
 
 
 def main(path: str | None, rounds: int) -> None:

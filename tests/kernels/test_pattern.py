@@ -50,10 +50,11 @@ def test_a_topology_change_moves_what_belongs_to_the_weights(seed, kept):
     shape = (12, 17)
     before, after = (torch.rand(shape, generator=generator) < p for p in (kept, 0.5))
     old = Pattern.from_mask(before)
-    new = old.changed(
+    new, source = old.changed(
         (before & ~after).flatten().nonzero().flatten(), (after & ~before).flatten().nonzero().flatten()
     )
     assert torch.equal(new.positions(), after.flatten().nonzero().flatten())
+    assert torch.equal(source, old.source(new))
     weight = torch.randn(shape)
     states = [old.take_from(weight), old.take_from(weight).to(torch.float64), old.take_from(weight).half()]
     for moved, state in zip(old.move(new, states), states, strict=True):
@@ -63,8 +64,9 @@ def test_a_topology_change_moves_what_belongs_to_the_weights(seed, kept):
 
 def test_a_weight_dropped_and_grown_in_one_event_starts_at_zero():
     old = Pattern.build(torch.tensor([1, 3, 5]), 2, 4)
-    new = old.changed(drop=torch.tensor([3, 5]), grow=torch.tensor([3, 4]))
+    new, source = old.changed(drop=torch.tensor([3, 5]), grow=torch.tensor([3, 4]))
     assert new.positions().tolist() == [1, 3, 4]
+    assert new.value_positions().tolist() == [4, 1, 3] and source.tolist() == [-1, 0, -1]
     values = torch.zeros(8).index_fill_(0, torch.tensor([1, 3, 5]), 1.0).view(2, 4)
     (moved,) = old.move(new, [old.take_from(values)], reset=torch.tensor([3]))
     assert new.dense(moved).flatten().tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
@@ -88,50 +90,70 @@ def test_positions_that_others_have(share):
     a = (torch.rand(50_000) < 0.6).nonzero().flatten()
     b = (torch.rand(50_000) < share).nonzero().flatten()
     among = torch.isin(b, a)
-    at = library.backend().find(a, b)
-    assert torch.equal(at >= 0, among)
-    assert torch.equal(a[at[among]], b[among])
     for threads in (1, 2, 3):
+        at = library.backend().find(a, b, threads)
+        assert torch.equal(at >= 0, among)
+        assert torch.equal(a[at[among]], b[among])
         only = library.backend().part(a, b, threads)
         assert torch.equal(only[0], a[~torch.isin(a, b)])
         assert torch.equal(only[1], b[~among])
 
 
+def test_items_that_a_mask_takes_or_leaves_out():
+    for size, dtype in ((0, torch.int64), (5, torch.float32), (50_000, torch.int64), (50_000, torch.float32)):
+        items, mask = torch.arange(size).to(dtype), torch.rand(size) < 0.3
+        for threads in (1, 2, 3):
+            assert torch.equal(library.backend().pick(items, mask, True, threads), items[mask])
+            assert torch.equal(library.backend().pick(items, mask, False, threads), items[~mask])
+
+
 @pytest.mark.parametrize("end", ["whole", "low", "high"])
-def test_many_positions_are_merged_and_listed_by_all_threads(end):
+@pytest.mark.parametrize(("rows", "groups"), [(400, 1), (400, 4), (70_000, 1)])
+def test_many_positions_are_changed_by_all_threads(end, rows, groups):
     """What a thread begins with lies anywhere: growth and drops before the first, behind the last, or all over."""
-    threads, backend = 2, library.backend()
-    size = {"whole": 200_000, "low": 90_000, "high": 200_000}[end]
-    low = 110_000 if end == "high" else 0
-    order = torch.randperm(200_000)
+    backend, cols, size = library.backend(), 200_000 // rows, 200_000 // rows * rows
+    high, low = {"whole": (size, 0), "low": (90_000, 0), "high": (size, 110_000)}[end]
+    order = torch.randperm(size)
     live = order[:60_000].sort().values
-    drop = live[(live >= low) & (live < size)][::3].contiguous()
-    grow = order[60_000:].sort().values
-    grow = grow[(grow >= low) & (grow < size)][::5].contiguous()
-    expected = torch.zeros(200_000, dtype=torch.bool)
+    drop = live[(live >= low) & (live < high)][::3].contiguous()
+    grow = torch.cat([order[60_000:][::5], drop[::4]]).sort().values  # some of those that drop, too
+    grow = grow[(grow >= low) & (grow < high)].contiguous()
+    expected = torch.zeros(size, dtype=torch.bool)
     expected[live] = True
     expected[drop] = False
     expected[grow] = True
-    assert torch.equal(backend.merge(live, drop, grow, threads), expected.nonzero().squeeze(1))
-    for wrong in ((live, grow[-1:], grow[:0]), (live, drop[:0], live[-1:]), (live, grow[:1], grow[:0])):
+    old, new = (Pattern.build(p, rows, cols, groups) for p in (live, expected.nonzero().squeeze(1)))
+    block = int(new.blob[48:56].view(torch.int64))
+    shape = rows, cols, groups, new.nnz, block
+    wanted = old.source(new)
+    wanted[new.places(grow)] = -1
+    for threads in (1, 2, 3):
+        blob, source = backend.change(old.blob, shape, drop, grow, threads)
+        for name, array in vars(fallback.take_apart(new.blob)).items():
+            assert torch.equal(
+                torch.as_tensor(getattr(fallback.take_apart(blob), name)), torch.as_tensor(array)
+            ), name
+        assert torch.equal(source, wanted)
+    fresh = grow[~torch.isin(grow, live)]
+    for wrong in ((fresh[-1:], grow[:0]), (drop[:0], live[-1:]), (fresh[:1], grow[:0]), (drop, live[1:2])):
         with pytest.raises(ValueError, match="a position to"):
-            _ = backend.merge(*wrong, threads)
-    pattern = Pattern.build(live, 400, 500)
-    positions, places = backend.row_major(pattern.blob, pattern.nnz, threads)
+            old.changed(*wrong)
+    positions, places = backend.row_major(old.blob, old.nnz, 2)
     assert torch.equal(positions, live)
-    assert torch.equal(pattern.value_positions()[places.long()], live)
+    assert torch.equal(old.value_positions()[places.long()], live)
 
 
 def test_marks():
     backend, bits = library.backend(), torch.zeros(3, dtype=torch.uint8)
-    backend.mark(bits, torch.tensor([0, 7, 8, 18]))
+    backend.mark(bits, torch.tensor([0, 7, 8, 18]), 2)
     assert bits.tolist() == [129, 128, 32]
     found = backend.marked(bits, torch.tensor([18, 17, 0, 8, 1, 7]), 2)
     assert found.tolist() == [True, False, True, True, False, True]
     many = torch.randperm(80_000)
-    bits = torch.zeros(10_000, dtype=torch.uint8)
-    backend.mark(bits, many[:30_000])
-    assert backend.marked(bits, many, 2).tolist() == [True] * 30_000 + [False] * 50_000
+    for threads in (1, 2, 3):
+        bits = torch.zeros(10_000, dtype=torch.uint8)
+        backend.mark(bits, many[:60_000].sort().values, threads)
+        assert backend.marked(bits, many, 2).tolist() == [True] * 60_000 + [False] * 20_000
 
 
 def test_where_values_lie():

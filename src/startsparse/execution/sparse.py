@@ -280,26 +280,21 @@ class SparseSite(Site):
     @torch.no_grad()
     def apply(self, change: Change, optimizers: Iterable[Optimizer], method: Method, step: int) -> None:
         old = self._live()
-        new = old.changed(change.dropped, change.grown, taps=math.prod(self.shape[2:]))
+        new, source = old.changed(change.dropped, change.grown, taps=math.prod(self.shape[2:]))
         downhill = self.gradient_at(change.grown) if method.grown_value == "gradient_sign" else None
         values = self.grown_values(method, step, len(change.grown), self.parameter.detach(), downhill)
         self._states = []  # they are let go of here, and noted again after the step
         held = slots(optimizers, self.parameter)
         gradient = [] if self.parameter.grad is None else [self.parameter.grad]
         before = [slot.tensor for slot in held]
-        source = old.source(new)
-        born = source < 0  # these are zero as they arrive
-        returned = np.count_nonzero(born.numpy()) < len(change.grown)
-        if returned:
-            born[new.places(change.grown)] = True
         weight, *moved = old.take(source, [self.parameter.detach(), *before, *gradient])
         if values is not None:
             weight[new.places(change.grown)] = values
         for slot in held:
             was, now = before.pop(0), moved.pop(0)
             start = was.mean() if method.grown_state == "mean" and was.numel() else slot.fresh
-            if returned or start != 0:
-                now[born] = start
+            if start != 0:  # they are zero as they arrive
+                now[source < 0] = start
             slot.holder[slot.key] = now
         self.module.put(new, weight)
         self.parameter.grad = moved[0] if gradient else None

@@ -51,6 +51,9 @@ class SparseView:
     def active_positions(self) -> Tensor:
         return self.live.positions()
 
+    def left_out(self, kept: Tensor) -> Tensor:
+        return backend().pick(self.active_positions(), kept, False, threads())
+
     def active_weights(self) -> Tensor:
         weight = (
             self._site.parameter if self._site.weight_before_step is None else self._site.weight_before_step
@@ -71,47 +74,49 @@ class SparseView:
         return self.capacity - self.num_active + len(returning)
 
     def grow_by_gradient(self, count: int, returning: Tensor) -> Tensor:
-        return self._highest(count, returning)[0]
+        return self._highest(count, returning, scored=False)[0]
 
     def candidates(self, count: int, returning: Tensor) -> tuple[Tensor, Tensor]:
-        return self._highest(min(count, self.num_growable(returning)), returning)
+        return self._highest(min(count, self.num_growable(returning)), returning, scored=True)
 
-    def _highest(self, count: int, returning: Tensor) -> tuple[Tensor, Tensor]:
+    def _highest(self, count: int, returning: Tensor, scored: bool) -> tuple[Tensor, Tensor]:
         if count == 0:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float32)
         if not self._site.has_gradient():  # as with a gradient of zeros: the lowest positions
-            allowed = self._allowed(self._kept(returning))
+            allowed = self._allowed(returning)
             lowest = torch.from_numpy(_lowest(allowed, count, math.prod(self.shape)))
             return lowest, torch.zeros(len(lowest), dtype=torch.float32)
         best = None
-        for bar in self._bars(count / math.prod(self.shape)):
+        for bar in self._bars(count / math.prod(self.shape), returning):
             best = self._highest_gradients(count, returning, bar)
             if best.num_seen >= count:
                 break
         assert best is not None
-        return best.result()
+        return best.result(scored)
 
     def _highest_gradients(self, count: int, returning: Tensor, bar: float) -> _Best:
         """The highest ones above a bar that few more than ``count`` should pass."""
         best, inside, live = _Best(count, self.name, bar), self._inside, self.active_positions()
         for start, gradient in self._site.gradient_blocks(reuse=True):
-            at, score = backend().above(
-                gradient, start, live, returning, best.bar, threads()
-            )  # criteria.gradient, but for the kept
-            if inside is not None:
-                allowed = torch.from_numpy(inside(at.numpy()))
-                at, score = at[allowed], score[allowed]
-            best.offer(at, score)
+            block = gradient, start, live, returning, best.bar, threads()
+            if inside is None:  # criteria.gradient, but for the kept
+                backend().above(*block, room=best.room)
+            else:
+                found = backend().above(*block)
+                allowed = torch.from_numpy(inside(found[0].numpy()))
+                for to, items in zip(best.room(int(allowed.count_nonzero())), found, strict=True):
+                    to.copy_(items[allowed])
         return best
 
-    def _bars(self, share: float) -> Iterator[float]:
-        """Scores that a bit more, then many more than a ``share`` of all positions pass without being live, then none.
+    def _bars(self, share: float, returning: Tensor) -> Iterator[float]:
+        """Scores that a bit more, then many more than a ``share`` of all positions pass that may grow, then none.
 
         The first ones are guessed from a sample.
         """
         positions, gradient = self._site.gradient_sample()
         scores = gradient_score(gradient)
-        free = scores[backend().find(self.active_positions(), positions) < 0].numpy()
+        live, back = (backend().find(p, positions, threads()) for p in (self.active_positions(), returning))
+        free = backend().pick(scores, (live < 0) | (back >= 0), True, threads()).numpy()
         for margin in _MARGINS:
             above = int(margin * share * len(scores)) + 16
             if above < len(free):
@@ -123,14 +128,11 @@ class SparseView:
 
     def grow_at_random(self, count: int, returning: Tensor, seed: int, step: int) -> Tensor:
         order = Permutation(math.prod(self.shape), f"grow:{step}", seed, self.name)
-        return torch.from_numpy(order.first_where(self._allowed(self._kept(returning)), count))
+        return torch.from_numpy(order.first_where(self._allowed(returning), count))
 
-    def _kept(self, returning: Tensor) -> Tensor:
-        return backend().merge(self.active_positions(), returning, returning[:0], threads())
-
-    def _allowed(self, kept: Tensor) -> Callable[[np.ndarray], np.ndarray]:
-        """Whether positions may grow: they are not kept, and lie in the source."""
-        is_kept = _lookup(kept, math.prod(self.shape))
+    def _allowed(self, returning: Tensor) -> Callable[[np.ndarray], np.ndarray]:
+        """Whether positions may grow: they are not live, or returning, and lie in the source."""
+        is_kept = _lookup(self.active_positions(), returning, math.prod(self.shape))
         if self._inside is None:
             return lambda positions: ~is_kept(positions)
         inside = self._inside
@@ -138,8 +140,8 @@ class SparseView:
 
 
 def mark(bits: Tensor, positions: Tensor) -> None:
-    """Set the bits (uint8, the first of each byte highest) of positions (int64)."""
-    backend().mark(bits, positions.contiguous())
+    """Set the bits (uint8, the first of each byte highest) of rising positions (int64)."""
+    backend().mark(bits, positions.contiguous(), threads())
 
 
 def _lowest(allowed: Callable[[np.ndarray], np.ndarray], count: int, size: int) -> np.ndarray:
@@ -153,14 +155,17 @@ def _lowest(allowed: Callable[[np.ndarray], np.ndarray], count: int, size: int) 
     return np.concatenate(found)[:count]
 
 
-def _lookup(positions: Tensor, size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Membership in sorted positions: by one bit a position where that is little memory, else by bisection."""
+def _lookup(positions: Tensor, but: Tensor, size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Membership in sorted positions, without some others: by one bit a position where that is little memory, else by
+    bisection."""
     if size <= _BITMAP:
-        bits = torch.zeros(-(-size // 8), dtype=torch.uint8)
-        backend().mark(bits, positions)
+        bits, others = (torch.zeros(-(-size // 8), dtype=torch.uint8) for _ in range(2))
+        mark(bits, positions)
+        mark(others, but)
+        bits &= others.bitwise_not_()
         return lambda at: backend().marked(bits, torch.from_numpy(at), threads()).numpy()
 
-    live = positions.numpy()
+    live = backend().part(positions, but, threads())[0].numpy()
 
     def bisect(at: np.ndarray) -> np.ndarray:
         place = np.minimum(np.searchsorted(live, at), max(len(live) - 1, 0))
@@ -178,31 +183,48 @@ class _Best:
 
     def __init__(self, count: int, name: str, bar: float):
         self._count, self._name = count, name
-        self.bar = bar
+        self._bar = bar
         self.num_seen = 0
-        self._positions: list[Tensor] = []
-        self._scores: list[Tensor] = []
+        self._held = 0
+        self._positions = torch.empty(0, dtype=torch.int64)
+        self._scores = torch.empty(0)
 
-    def offer(self, positions: Tensor, scores: Tensor) -> None:
-        """Candidates of higher position than all before."""
-        self.num_seen += len(positions)
-        self._positions.append(positions)
-        self._scores.append(scores)
-        if sum(map(len, self._scores)) > 2 * self._count:
+    @property
+    def bar(self) -> float:
+        if self._held > 2 * self._count:
             self._reduce()
+        return self._bar
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """The highest ones in rising position, and their scores."""
-        self._reduce()
-        return self._positions[0], self._scores[0]
+    def room(self, number: int) -> tuple[Tensor, Tensor]:
+        """Where so many candidates of higher position than all before are to be written: positions and scores."""
+        if self._held + number > len(self._scores):
+            size = 2 * self._count + number
+            for name in ("_positions", "_scores"):
+                old = getattr(self, name)
+                new = old.new_empty(size)
+                new[: self._held] = old[: self._held]
+                setattr(self, name, new)
+        start = self._held
+        self._held += number
+        self.num_seen += number
+        return self._positions[start : self._held], self._scores[start : self._held]
+
+    def result(self, scored: bool) -> tuple[Tensor, Tensor]:
+        """The highest ones in rising position, and if wanted their scores."""
+        taken, positions, scores = self._taken()
+        picked = backend().pick(positions, taken, True, threads())
+        return picked, backend().pick(scores, taken, True, threads()) if scored else scores[:0]
+
+    def _taken(self) -> tuple[Tensor, Tensor, Tensor]:
+        positions, scores = self._positions[: self._held], self._scores[: self._held]
+        return top_k(scores, self._count, what=self._name), positions, scores
 
     def _reduce(self) -> None:
-        positions, scores = torch.cat(self._positions), torch.cat(self._scores)
-        taken = top_k(scores, self._count, what=self._name)
-        at = np.flatnonzero(taken.numpy())
-        self._positions = [torch.from_numpy(positions.numpy()[at])]
-        self._scores = [torch.from_numpy(scores.numpy()[at])]
-        self.bar = float(self._scores[0].min()) if self._count else torch.inf
+        taken, positions, scores = self._taken()
+        self._held = self._count
+        self._positions[: self._held] = backend().pick(positions, taken, True, threads())
+        self._scores[: self._held] = backend().pick(scores, taken, True, threads())
+        self._bar = float(self._scores[: self._held].min())
 
 
 def _membership(source: Tensor | Drawn | None) -> Callable[[np.ndarray], np.ndarray] | None:

@@ -25,3 +25,4 @@ from startsparse.kernels.node import compile_node as compile_node
 from startsparse.kernels.node import is_compiled as is_compiled
 from startsparse.kernels.observe import watch as watch
 from startsparse.kernels.pattern import Pattern as Pattern
+from startsparse.kernels.ranking import highest as highest

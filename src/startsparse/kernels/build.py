@@ -28,7 +28,7 @@ FLAGS = (
     "-ffp-contract=fast",
     "-fno-math-errno",
 )
-COMMON = ("pattern.cpp", "positions.cpp", "statistics.cpp", "entry.cpp")
+COMMON = ("pattern.cpp", "positions.cpp", "ranking.cpp", "statistics.cpp", "entry.cpp")
 X86 = {
     "portable": ("-DSS_WIDTH=4",),
     "avx2": ("-DSS_WIDTH=8", "-mavx2", "-mfma"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from startsparse.kernels.geometry import Layer
+from startsparse.masks import chosen
 
 MAGIC = 0x31305350524154
 HEADER_FIELDS = 16
 _CHUNK = 1 << 22  # floats of one block of products
+
+
+def empty(number: int) -> tuple[Tensor, Tensor]:
+    """Room for so many positions and scores."""
+    return torch.empty(number, dtype=torch.int64), torch.empty(number)
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,26 @@ class TorchBackend:
             blob[offset : offset + data.numel()] = data
         return blob
 
+    def change(
+        self, blob: Tensor, shape: tuple[int, int, int, int, int], drop: Tensor, grow: Tensor, threads: int
+    ) -> tuple[Tensor, Tensor]:
+        rows, cols, groups, nnz, block = shape
+        positions, order = self.row_major(blob, 0, threads)
+        for name, changed in (("drop", drop), ("grow", grow)):
+            if bool((changed[1:] <= changed[:-1]).any()):
+                raise ValueError(f"startsparse: positions to {name} must be strictly ascending")
+        dropped = torch.isin(positions, drop)
+        if int(dropped.sum()) != drop.numel():
+            raise ValueError("startsparse: a position to drop is not live")
+        if bool(torch.isin(grow, positions[~dropped]).any()):
+            raise ValueError("startsparse: a position to grow is live already")
+        now, by_position = torch.cat((positions[~dropped], grow)).sort()
+        built = self.build(now, rows, cols, groups, block, threads)
+        source = torch.empty(nnz, dtype=torch.int32)
+        was = torch.cat((order[~dropped], torch.full((grow.numel(),), -1, dtype=torch.int32)))
+        source[self.row_major(built, nnz, threads)[1].to(torch.int64)] = was[by_position]
+        return built, source
+
     def row_major(self, blob: Tensor, nnz: int, threads: int) -> tuple[Tensor, Tensor]:
         parts = take_apart(blob)
         positions, order = torch.sort(_positions(parts))
@@ -153,16 +179,7 @@ class TorchBackend:
             now[kept] = old[at]
         return moved
 
-    def merge(self, positions: Tensor, drop: Tensor, grow: Tensor, threads: int) -> Tensor:
-        dropped = torch.isin(positions, drop)
-        if int(dropped.sum()) != drop.numel():
-            raise ValueError("startsparse: a position to drop is not live")
-        kept = positions[~dropped]
-        if bool(torch.isin(grow, kept).any()):
-            raise ValueError("startsparse: a position to grow is live already")
-        return torch.cat((kept, grow)).sort().values
-
-    def find(self, positions: Tensor, wanted: Tensor) -> Tensor:
+    def find(self, positions: Tensor, wanted: Tensor, threads: int) -> Tensor:
         if not positions.numel():
             return torch.full_like(wanted, -1)
         at = torch.searchsorted(positions, wanted).clamp_(max=positions.numel() - 1)
@@ -171,7 +188,7 @@ class TorchBackend:
     def part(self, a: Tensor, b: Tensor, threads: int) -> tuple[Tensor, Tensor]:
         return a[~torch.isin(a, b)], b[~torch.isin(b, a)]
 
-    def mark(self, bits: Tensor, positions: Tensor) -> None:
+    def mark(self, bits: Tensor, positions: Tensor, threads: int) -> None:
         for bit in range(8):  # those of one bit share no byte
             bits[positions[positions & 7 == bit] >> 3] |= 128 >> bit
 
@@ -179,12 +196,23 @@ class TorchBackend:
         return (bits[positions >> 3] << (positions & 7)) & 128 != 0
 
     def above(
-        self, gradient: Tensor, start: int, live: Tensor, returning: Tensor, bar: float, threads: int
-    ) -> tuple[Tensor, Tensor]:
+        self, gradient: Tensor, start: int, live: Tensor, returning: Tensor, bar: float, threads: int,
+        room: Callable[[int], tuple[Tensor, Tensor]] = empty,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         scores = gradient.reshape(-1).abs()
         at = (scores > bar).nonzero().flatten()
-        at = at[(self.find(live, at + start) < 0) | (self.find(returning, at + start) >= 0)]
-        return at + start, scores[at]
+        free, back = self.find(live, at + start, threads) < 0, self.find(returning, at + start, threads) >= 0
+        at = at[free | back]
+        found = room(len(at))
+        for to, items in zip(found, (at + start, scores[at]), strict=True):
+            to.copy_(items)
+        return found
+
+    def highest(self, scores: Tensor, count: int, prefer: Tensor | None, threads: int) -> Tensor | None:
+        return None  # NumPy is as quick
+
+    def pick(self, items: Tensor, mask: Tensor, wanted: bool, threads: int) -> Tensor:
+        return chosen(items, mask if wanted else ~mask)
 
     def forward(
         self,

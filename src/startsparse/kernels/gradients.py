@@ -17,7 +17,7 @@ from torch.nn.grad import conv2d_weight
 from startsparse.kernels.geometry import Pair
 from startsparse.kernels.memory import scratch
 
-_BLOCK = 1 << 20  # floats of one block of gradient: 4 MB, which stay in cache until they are looked at
+_BLOCK = 1 << 21  # floats of one block of gradient: 8 MB
 
 
 def dense_gradient(

@@ -28,7 +28,7 @@ from startsparse.kernels import build
 from startsparse.kernels.fallback import TorchBackend
 from startsparse.kernels.native import NativeBackend
 
-VERSION = 6
+VERSION = 7
 SHIPPED = Path(__file__).parent
 
 _lock = threading.Lock()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from startsparse.kernels.fallback import empty
 from startsparse.kernels.geometry import Layer
 from startsparse.kernels.memory import room, scratch
 
@@ -31,13 +33,13 @@ _SIGNATURES = {
     "ss_width": (c_int32,),
     "ss_pattern_bytes": (c_int64, *[c_int64] * 5),
     "ss_pattern_build": (c_int32, c_void_p, *[c_int64] * 5, c_void_p, c_int32, c_int32),
+    "ss_pattern_change": (c_int32, c_void_p, c_int64, *[c_void_p, c_int64] * 3, c_void_p, c_int32),
     "ss_pattern_row_major": (c_int32, c_void_p, c_int64, c_void_p, c_void_p, c_int32),
     "ss_pattern_sources": (c_int32, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32),
     "ss_take": (c_int32, c_int64, *[c_void_p] * 3, c_int64, c_int64, c_int32),
-    "ss_merge_positions": (c_int32, *[c_void_p, c_int64] * 3, c_void_p, c_int32),
-    "ss_find_positions": (None, c_void_p, c_int64, c_void_p, c_int64, c_void_p),
+    "ss_find_positions": (None, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32),
     "ss_part_positions": (None, *[c_void_p, c_int64] * 2, *[c_void_p] * 3, c_int32),
-    "ss_mark_positions": (None, c_void_p, c_void_p, c_int64),
+    "ss_mark_positions": (None, c_void_p, c_void_p, c_int64, c_int32),
     "ss_find_marked": (None, c_void_p, c_void_p, c_int64, c_void_p, c_int32),
     "ss_scores_above": (
         c_int64,
@@ -47,9 +49,11 @@ _SIGNATURES = {
         *[c_void_p, c_int64] * 2,
         c_float,
         c_void_p,
-        c_void_p,
         c_int32,
     ),
+    "ss_list_scores": (None, c_void_p, c_int64, c_int64, *[c_void_p] * 3, c_int32),
+    "ss_take_highest": (c_int32, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int32),
+    "ss_pick": (c_int32, c_void_p, c_int64, c_void_p, c_int64, c_int32, c_void_p, c_int64, c_int32),
     "ss_forward": (c_int64, c_void_p, c_void_p, c_int64, *[c_void_p] * 5, c_int64, c_int32),
     "ss_backward": (c_int64, c_void_p, c_void_p, c_int64, *[c_void_p] * 7, c_int64, c_int32),
     "ss_chain_forward": (c_int64, c_void_p, *[c_int64] * 3, *[c_void_p] * 4, c_int64, c_int32),
@@ -96,6 +100,22 @@ class NativeBackend:
         _check(self.library.ss_pattern_build(blob.data_ptr(), *shape, positions.data_ptr(), wide, threads))
         return blob
 
+    def change(
+        self, blob: Tensor, shape: tuple[int, int, int, int, int], drop: Tensor, grow: Tensor, threads: int
+    ) -> tuple[Tensor, Tensor]:
+        """A pattern less ``drop`` and plus ``grow`` (both int64, sorted), and where each of its values lies in the one
+        before, or -1 (int32).
+
+        Args:
+            shape: Of the new one: rows, cols, groups, live weights, and columns per block.
+        """
+        now = torch.empty(self.library.ss_pattern_bytes(*shape), dtype=torch.uint8)
+        source = torch.empty(shape[3], dtype=torch.int32)
+        changes = drop.data_ptr(), drop.numel(), grow.data_ptr(), grow.numel()
+        given = blob.data_ptr(), blob.numel(), *changes, now.data_ptr(), shape[4]
+        _check(self.library.ss_pattern_change(*given, source.data_ptr(), threads))
+        return now, source
+
     def row_major(self, blob: Tensor, nnz: int, threads: int) -> tuple[Tensor, Tensor]:
         """Positions in row-major order (int64), and where each one's value lies (int32)."""
         positions = torch.empty(nnz, dtype=torch.int64)
@@ -133,19 +153,11 @@ class NativeBackend:
             )
         return moved
 
-    def merge(self, positions: Tensor, drop: Tensor, grow: Tensor, threads: int) -> Tensor:
-        """Sorted positions less ``drop`` and plus ``grow`` (all int64, sorted)."""
-        now = torch.empty(positions.numel() + grow.numel(), dtype=torch.int64)
-        parts = [item for tensor in (positions, drop, grow) for item in (tensor.data_ptr(), tensor.numel())]
-        _check(self.library.ss_merge_positions(*parts, now.data_ptr(), threads))
-        return now[: _merged_size(positions, drop, grow)]
-
-    def find(self, positions: Tensor, wanted: Tensor) -> Tensor:
+    def find(self, positions: Tensor, wanted: Tensor, threads: int) -> Tensor:
         """Where each wanted position stands among others, or -1; all int64 and sorted."""
         at = torch.empty(wanted.numel(), dtype=torch.int64)
-        self.library.ss_find_positions(
-            positions.data_ptr(), positions.numel(), wanted.data_ptr(), wanted.numel(), at.data_ptr()
-        )
+        given = positions.data_ptr(), positions.numel(), wanted.data_ptr(), wanted.numel()
+        self.library.ss_find_positions(*given, at.data_ptr(), threads)
         return at
 
     def part(self, a: Tensor, b: Tensor, threads: int) -> tuple[Tensor, Tensor]:
@@ -155,9 +167,9 @@ class NativeBackend:
         self.library.ss_part_positions(*given, *(t.data_ptr() for t in only), counts, threads)
         return only[0][: counts[0]], only[1][: counts[1]]
 
-    def mark(self, bits: Tensor, positions: Tensor) -> None:
-        """Set the bits of positions (int64): one bit each, the first of a byte of ``bits`` (uint8) highest."""
-        self.library.ss_mark_positions(bits.data_ptr(), positions.data_ptr(), positions.numel())
+    def mark(self, bits: Tensor, positions: Tensor, threads: int) -> None:
+        """Set the bits of positions (int64, sorted): one bit each, the first of a byte of ``bits`` (uint8) highest."""
+        self.library.ss_mark_positions(bits.data_ptr(), positions.data_ptr(), positions.numel(), threads)
 
     def marked(self, bits: Tensor, positions: Tensor, threads: int) -> Tensor:
         """Whether the bit of each position is set: bool."""
@@ -168,27 +180,48 @@ class NativeBackend:
         return found
 
     def above(
-        self, gradient: Tensor, start: int, live: Tensor, returning: Tensor, bar: float, threads: int
-    ) -> tuple[Tensor, Tensor]:
+        self, gradient: Tensor, start: int, live: Tensor, returning: Tensor, bar: float, threads: int,
+        room: Callable[[int], tuple[Tensor, Tensor]] = empty,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Entries of a block of gradient of more than ``bar`` in absolute value, but for those at live positions.
 
         Args:
-            gradient: float32, contiguous. Entries at live positions are lost.
+            gradient: float32, contiguous.
             start: Position of its first entry.
             live: int64, sorted.
             returning: Those of them, int64 and sorted, that are not left out.
             bar: -inf for all but NaN.
+            room: Gives tensors to write to, for so many.
 
         Returns:
             Their positions, int64 and rising, and absolute values.
         """
-        positions = torch.empty(gradient.numel(), dtype=torch.int64)
-        scores = torch.empty_like(gradient.view(-1))
+        passed = torch.empty(-(-gradient.numel() // 64) + 64, dtype=torch.int64)  # a bit each, and some room
         block = gradient.data_ptr(), gradient.numel(), start
         others = live.data_ptr(), live.numel(), returning.data_ptr(), returning.numel()
+        count = self.library.ss_scores_above(*block, *others, bar, passed.data_ptr(), threads)
+        positions, scores = room(count)
         found = positions.data_ptr(), scores.data_ptr()
-        count = self.library.ss_scores_above(*block, *others, bar, *found, threads)
-        return positions[:count].clone(), scores[:count].clone()
+        self.library.ss_list_scores(*block, passed.data_ptr(), *found, threads)
+        return positions, scores
+
+    def highest(self, scores: Tensor, count: int, prefer: Tensor | None, threads: int) -> Tensor | None:
+        """The ``count`` highest of float32 scores, contiguous, as a bool tensor; among equal ones those preferred, then
+        those of lower index.
+
+        None, and the caller has to look why, where a score is NaN or too few are more than -inf.
+        """
+        taken = torch.empty(scores.numel(), dtype=torch.bool)
+        given = scores.data_ptr(), scores.numel(), count, _address(prefer)
+        return taken if self.library.ss_take_highest(*given, taken.data_ptr(), threads) else None
+
+    def pick(self, items: Tensor, mask: Tensor, wanted: bool, threads: int) -> Tensor:
+        """``items[mask]``, or those that the mask leaves out: items of 4 or 8 bytes, mask bool, both contiguous."""
+        count = int(np.count_nonzero(mask.numpy()))
+        picked = torch.empty(count if wanted else mask.numel() - count, dtype=items.dtype)
+        given = items.data_ptr(), items.element_size(), mask.data_ptr(), mask.numel(), wanted
+        _check(self.library.ss_pick(*given, picked.data_ptr(), picked.numel(), threads))
+        return picked
 
     def forward(
         self,
@@ -264,9 +297,3 @@ def _with_scratch(function, arguments: tuple, threads: int) -> None:
         scratch(-status)
         status = function(*arguments, *room(), threads)
     _check(status)
-
-
-def _merged_size(positions: Tensor, drop: Tensor, grow: Tensor) -> int:
-    """Live weights afterwards; the kernel has checked that every dropped one was live and every grown one was
-    not."""
-    return positions.numel() - drop.numel() + grow.numel()

@@ -60,8 +60,7 @@ class Pattern:
         if rows < 0 or cols < 0 or groups < 1 or rows % groups:
             raise ValueError(f"startsparse: no weight has {rows} rows, {cols} columns and {groups} groups")
         positions = _positions(positions, "positions")
-        block = max(_MIN_BLOCK, -(-_WEIGHTS_PER_SEGMENT * rows * cols // max(positions.numel(), 1)))
-        block = min(block + -block % taps, max(cols, 1))
+        block = _block(rows, cols, positions.numel(), taps)
         blob = backend().build(positions, rows, cols, groups, block, threads())
         return Pattern(blob, rows, cols, groups, positions.numel())
 
@@ -106,7 +105,7 @@ class Pattern:
 
     def places(self, positions: Tensor) -> Tensor:
         """Where the values of some positions lie, int64; ascending positions, those that are not live left out."""
-        at = backend().find(self.positions(), _positions(positions, "positions").to(torch.int64))
+        at = backend().find(self.positions(), _positions(positions, "positions").to(torch.int64), threads())
         return self._row_major[1][at[at >= 0]].to(torch.int64)
 
     def in_rows(self, values: Tensor) -> Tensor:
@@ -131,8 +130,8 @@ class Pattern:
         """Values of the live weights of a dense weight, in value order: [nnz]."""
         return weight.detach().reshape(-1)[self.value_positions()]
 
-    def changed(self, drop: Tensor, grow: Tensor, taps: int = 1) -> Pattern:
-        """The pattern after a topology event.
+    def changed(self, drop: Tensor, grow: Tensor, taps: int = 1) -> tuple[Pattern, Tensor]:
+        """The pattern after a topology event, and its ``source``: -1 for all that has grown.
 
         Args:
             drop: Ascending row-major positions that die; each must be live.
@@ -141,11 +140,10 @@ class Pattern:
             taps: As for ``build``.
         """
         drop, grow = (_positions(t, name).to(torch.int64) for t, name in ((drop, "drop"), (grow, "grow")))
-        for tensor, name in ((drop, "drop"), (grow, "grow")):
-            if bool((tensor[1:] <= tensor[:-1]).any()):
-                raise ValueError(f"startsparse: positions to {name} must be strictly ascending")
-        merged = backend().merge(self.positions(), drop, grow, threads())
-        return Pattern.build(merged, self.rows, self.cols, self.groups, taps)
+        nnz = max(0, self.nnz - drop.numel() + grow.numel())
+        shape = self.rows, self.cols, self.groups, nnz, _block(self.rows, self.cols, nnz, taps)
+        blob, source = backend().change(self.blob, shape, drop, grow, threads())
+        return Pattern(blob, *shape[:4]), source
 
     def move(self, now: Pattern, tensors: Sequence[Tensor], reset: Tensor | None = None) -> list[Tensor]:
         """What belonged to this pattern's weights, for the weights of ``now``: the kept ones' moved, the new
@@ -180,6 +178,12 @@ class Pattern:
                     f"{tensor.dtype} on {tensor.device}"
                 )
         return backend().take([tensor.detach().contiguous() for tensor in tensors], source, threads())
+
+
+def _block(rows: int, cols: int, nnz: int, taps: int) -> int:
+    """Columns per block of the forward order."""
+    block = max(_MIN_BLOCK, -(-_WEIGHTS_PER_SEGMENT * rows * cols // max(nnz, 1)))
+    return min(block + -block % taps, max(cols, 1))
 
 
 def _positions(tensor: Tensor, name: str) -> Tensor:

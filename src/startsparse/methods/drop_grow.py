@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..criteria import magnitude
 from ..distributions import whole
-from ..masks import chosen
 from ..schedules import FRACTIONS, Window, as_step, drop_fraction
 from ..selection import top_k
 from .base import Change, Changes, Views
@@ -135,8 +134,7 @@ class DropGrow(RandomStart):
 
     def exchange(self, view: LayerView, num_drop: int, num_grow: int, step: int) -> Change:
         """Drop so many weights of a layer by ``keep``, then grow so many by ``grow``."""
-        active = view.active_positions()
-        dropped = chosen(active, ~self.keep(view, len(active) - num_drop))
+        dropped = view.left_out(self.keep(view, view.num_active - num_drop))
         returning = dropped[:0] if self.exclude_dropped else dropped
         return moved(view, dropped, self.grow(view, num_grow, returning, step))
 

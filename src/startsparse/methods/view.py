@@ -67,6 +67,10 @@ class LayerView(Protocol):
         """Where weights live, (num_active,)."""
         ...
 
+    def left_out(self, kept: Tensor) -> Tensor:
+        """Active positions where ``kept``, bool (num_active,), is False."""
+        ...
+
     def active_weights(self) -> Tensor:
         """Values of the live weights, (num_active,)."""
         ...
@@ -135,6 +139,9 @@ class DenseView:
 
     def active_positions(self) -> Tensor:
         return self.mask.reshape(-1).nonzero().squeeze(1)
+
+    def left_out(self, kept: Tensor) -> Tensor:
+        return chosen(self.active_positions(), ~kept)
 
     def active_weights(self) -> Tensor:
         return self.weight.detach()[self.mask]

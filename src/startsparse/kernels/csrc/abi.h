@@ -121,10 +121,16 @@ struct Kernels {
     void (*unpack)(const Geometry &, const float *xb, float *x, int threads);
     // The entries of a block of gradient, the first of which has position `start`, whose absolute value is
     // above `bar`, but for those at the ascending `live` positions that are not also among the ascending
-    // `returning` ones: their positions and absolute values. Returns how many; there must be room for `n`.
-    // What is left out is lost: NaN is written over it.
-    int64_t (*above)(float *gradient, int64_t n, int64_t start, const int64_t *live, int64_t lives,
-                     const int64_t *returning, int64_t returnings, float bar, int64_t *position, float *score);
+    // `returning` ones: one bit each, 64 to a word, lowest first. Returns how many.
+    int64_t (*above)(const float *gradient, int64_t n, int64_t start, const int64_t *live, int64_t lives,
+                     const int64_t *returning, int64_t returnings, float bar, uint64_t *passed);
+    // The positions of the set ones of n bits, the first of which has position `start`; there must be `room` for them.
+    void (*listed)(const uint64_t *passed, int64_t n, int64_t start, int64_t *position, int64_t room);
+    // Copies those of n values that lie in [low, high], counts those that are higher, and returns how many were copied; -1
+    // where one is NaN. There must be room for n.
+    int64_t (*within)(const float *value, int64_t n, float low, float high, float *found, int64_t *higher);
+    // taken[i]: whether a value is above the bar, or the bar `itself`; 0 or 1.
+    void (*from)(const float *value, int64_t n, float bar, bool itself, uint8_t *taken);
     // Row-major x -> row-major y through all layers; `kept` receives the outputs of all but the last, blocked, one layer
     // after the other. Both return 0, or minus the floats of scratch they need where `capacity` is less.
     int64_t (*chain_forward)(const Chain &, const float *x, float *kept, float *y, float *scratch, int64_t capacity,

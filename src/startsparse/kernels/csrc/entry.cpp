@@ -1,10 +1,12 @@
 // The exported functions: they check what can be checked in constant time, choose the instruction set, and
 // hand over.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
 #include "pattern.h"
 #include "positions.h"
+#include "ranking.h"
 #include "statistics.h"
 
 namespace startsparse {
@@ -85,7 +87,7 @@ using namespace startsparse;
 #define SS_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Changes whenever an exported function or a struct does.
-SS_EXPORT int32_t ss_version() { return 6; }
+SS_EXPORT int32_t ss_version() { return 7; }
 
 // What it was built from, so that a library that no longer fits its source is found out.
 SS_EXPORT const char *ss_source() { return SS_SOURCE; }
@@ -103,6 +105,18 @@ SS_EXPORT int32_t ss_pattern_build(void *buffer, int64_t rows, int64_t cols, int
     *p = Header{0, 0, rows, cols, groups, nnz, block, 0, 0, 0, 0, 0, 0, 0, 0, 0};
     lay_out(*p);
     return build_pattern(*p, position, wide, threads);
+}
+
+SS_EXPORT int32_t ss_pattern_change(const void *before, int64_t before_bytes, const int64_t *drop, int64_t drops,
+                                    const int64_t *grow, int64_t grows, void *buffer, int64_t block, int32_t *from,
+                                    int32_t threads) {
+    if (const Status status = check(before, before_bytes)) return status;
+    const auto *old = static_cast<const Header *>(before);
+    const int64_t nnz = std::max<int64_t>(old->nnz - drops + grows, 0);
+    auto *p = static_cast<Header *>(buffer);
+    *p = Header{0, 0, old->rows, old->cols, old->groups, nnz, block, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    lay_out(*p);
+    return change_pattern(*old, drop, drops, grow, grows, *p, from, threads);
 }
 
 SS_EXPORT int32_t ss_pattern_row_major(const void *buffer, int64_t bytes, int64_t *position, int32_t *value,
@@ -126,14 +140,9 @@ SS_EXPORT int32_t ss_take(int64_t tensors, const void *const *old, void *const *
     return take_items(tensors, old, now, from, n, item_bytes, threads);
 }
 
-SS_EXPORT int32_t ss_merge_positions(const int64_t *old, int64_t n, const int64_t *drop, int64_t drops,
-                                     const int64_t *grow, int64_t grows, int64_t *now, int32_t threads) {
-    return merge_positions(old, n, drop, drops, grow, grows, now, threads);
-}
-
 SS_EXPORT void ss_find_positions(const int64_t *sorted, int64_t n, const int64_t *wanted, int64_t m,
-                                 int64_t *at) {
-    find_positions(sorted, n, wanted, m, at);
+                                 int64_t *at, int32_t threads) {
+    find_positions(sorted, n, wanted, m, at, threads);
 }
 
 SS_EXPORT void ss_part_positions(const int64_t *a, int64_t n, const int64_t *b, int64_t m, int64_t *only_a,
@@ -141,11 +150,25 @@ SS_EXPORT void ss_part_positions(const int64_t *a, int64_t n, const int64_t *b, 
     part_positions(a, n, b, m, only_a, only_b, counts, threads);
 }
 
-SS_EXPORT int64_t ss_scores_above(float *gradient, int64_t n, int64_t start, const int64_t *live, int64_t lives,
-                                  const int64_t *returning, int64_t returnings, float bar, int64_t *position,
-                                  float *score, int32_t threads) {
-    return scores_above(kernels().above, gradient, n, start, live, lives, returning, returnings, bar, position, score,
-                        threads);
+SS_EXPORT int64_t ss_scores_above(const float *gradient, int64_t n, int64_t start, const int64_t *live, int64_t lives,
+                                  const int64_t *returning, int64_t returnings, float bar, uint64_t *passed,
+                                  int32_t threads) {
+    return scores_above(kernels(), gradient, n, start, live, lives, returning, returnings, bar, passed, threads);
+}
+
+SS_EXPORT void ss_list_scores(const float *gradient, int64_t n, int64_t start, const uint64_t *passed,
+                              int64_t *position, float *score, int32_t threads) {
+    list_scores(kernels(), gradient, n, start, passed, position, score, threads);
+}
+
+SS_EXPORT int32_t ss_take_highest(const float *value, int64_t n, int64_t count, const uint8_t *prefer, uint8_t *taken,
+                                  int32_t threads) {
+    return take_highest(kernels(), value, n, count, prefer, taken, threads);
+}
+
+SS_EXPORT int32_t ss_pick(const void *item, int64_t item_bytes, const uint8_t *mask, int64_t n, int32_t wanted,
+                          void *picked, int64_t count, int32_t threads) {
+    return pick_items(item, item_bytes, mask, n, wanted, picked, count, threads);
 }
 
 // Both passes return 0, a status, or minus the floats of scratch they need where `capacity` is less.
@@ -248,8 +271,8 @@ SS_EXPORT void ss_batch_gradient(const Blocked *b, const float *sums, const floa
     batch_gradient(*b, sums, pre, more, post, dweight, dbias);
 }
 
-SS_EXPORT void ss_mark_positions(uint8_t *bits, const int64_t *position, int64_t n) {
-    mark_positions(bits, position, n);
+SS_EXPORT void ss_mark_positions(uint8_t *bits, const int64_t *position, int64_t n, int32_t threads) {
+    mark_positions(bits, position, n, threads);
 }
 
 SS_EXPORT void ss_find_marked(const uint8_t *bits, const int64_t *position, int64_t n, uint8_t *marked,

@@ -37,7 +37,7 @@ static int64_t backward_scratch(const Geometry &g, const Header &p, int threads)
 
 extern const Kernels kernels;
 const Kernels kernels = {W, forward, backward, forward_scratch, backward_scratch, pack, unpack, above,
-                         chain_forward, chain_backward, fused_forward, fused_backward, fused_forward_scratch,
+                         listed, within, from, chain_forward, chain_backward, fused_forward, fused_backward, fused_forward_scratch,
                          fused_backward_scratch, norm_apply, norm_gate};
 
 } // namespace SS_ISA

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <utility>
 
 namespace startsparse {
 namespace {
@@ -14,15 +16,14 @@ constexpr int64_t FEW = 1 << 14; // weights that are not worth waking a second t
 
 int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-template <class Position> Status check(const Position *position, const Header &p, int team) {
-    const int64_t size = p.rows * p.cols;
-    bool wrong = p.nnz && (int64_t(position[0]) < 0 || int64_t(position[p.nnz - 1]) >= size);
+template <class Position> Status check(const Position *position, int64_t n, int64_t size, int team) {
+    bool wrong = n && (int64_t(position[0]) < 0 || int64_t(position[n - 1]) >= size);
 #pragma omp parallel for num_threads(team) schedule(static) reduction(| : wrong)
-    for (int64_t i = 1; i < p.nnz; ++i) // without a branch: nearly always all is well
+    for (int64_t i = 1; i < n; ++i) // without a branch: nearly always all is well
         wrong |= position[i] <= position[i - 1];
     if (!wrong) return OK;
     int64_t last = -1;
-    for (int64_t i = 0; i < p.nnz; ++i) {
+    for (int64_t i = 0; i < n; ++i) {
         const int64_t now = int64_t(position[i]);
         if (now < 0 || now >= size) return OUT_OF_RANGE;
         if (now <= last) return UNSORTED;
@@ -31,95 +32,275 @@ template <class Position> Status check(const Position *position, const Header &p
     return OK;
 }
 
-void to_starts(int32_t *count, int64_t n) { // count[i + 1] items of kind i -> first of kind i, n + 1 entries
-    for (int64_t i = 0; i < n; ++i)
-        count[i + 1] += count[i];
-}
-
 template <class T> T *at(Header &p, int64_t offset) { return const_cast<T *>(section<T>(p, offset)); }
 
-// Threads divide the rows; each counts its weights of every column in `counts` [team, global columns], and from these
-// knows where in each column its own begin.
-template <class Position, class Row, class Column>
-void fill(const Position *position, Header &p, int32_t *counts, int team) {
-    int32_t *col_ptr = at<int32_t>(p, p.col_ptr), *row_ptr = at<int32_t>(p, p.row_ptr);
-    int32_t *segment = at<int32_t>(p, p.segment_ptr), *value = at<int32_t>(p, p.forward_value);
-    Row *row_of = at<Row>(p, p.row_index);
-    Column *column = at<Column>(p, p.forward_col);
-    const int64_t global_cols = p.groups * p.cols, segments = p.blocks * p.rows, rows_per_group = p.rows / p.groups;
-    std::memset(counts, 0, size_t(team * global_cols) * 4);
-    std::memset(row_ptr, 0, size_t(p.rows + 1) * 4);
-    std::memset(segment, 0, size_t(segments + 1) * 4);
-    const auto first_row = [&](int part) {
-        if (part == 0 || part == team) return part ? p.rows : 0;
-        return int64_t(position[p.nnz * part / team]) / p.cols;
-    };
-    const auto start_of = [&](int64_t row) { // what leads from a position to its global column
-        return row * p.cols - row / rows_per_group * p.cols;
-    };
+struct Free {
+    void operator()(void *memory) const { std::free(memory); }
+};
+template <class T> using Array = std::unique_ptr<T[], Free>;
 
-#pragma omp parallel for num_threads(team) schedule(static, 1)
-    for (int part = 0; part < team; ++part) {
-        int32_t *count = counts + part * global_cols;
-        const Position *const end_of_all = position + p.nnz;
-        const auto begin_of = [&](int of) {
-            return of == team ? end_of_all : std::lower_bound(position, end_of_all, Position(first_row(of) * p.cols));
-        };
-        const Position *i = begin_of(part), *const last = begin_of(part + 1);
-        while (i < last) {
-            const int64_t row = int64_t(*i) / p.cols, start = start_of(row), end = (row + 1) * p.cols;
-            const Position *const begin = i;
-            for (int64_t s = row + 1, stop = row * p.cols + p.block; i < last && int64_t(*i) < end;
-                 s += p.rows, stop += p.block) {
-                const Position *const run = i;
-                for (const int64_t limit = std::min(stop, end); i < last && int64_t(*i) < limit;)
-                    ++i;
-                segment[s] = int32_t(i - run);
+template <class T> Array<T> array(int64_t n) { return Array<T>(static_cast<T *>(std::malloc(size_t(n + 1) * sizeof(T)))); }
+
+// Ascending positions, sorted by column. Threads divide them, and keep the rows they have found apart: with one list for
+// each column they would write to the same lines of cache.
+template <class Row> class ByColumn {
+  public:
+    ByColumn(const Header &p, int64_t n, int team)
+        : p_(p), n_(n), team_(team), stride_(p.groups * p.cols + 1), starts_(array<int32_t>(team * stride_)),
+          rows_(array<Row>(n)) {}
+
+    explicit operator bool() const { return starts_ && rows_; }
+
+    template <class Position> void sort(const Position *position) {
+#pragma omp parallel for num_threads(team_) schedule(static, 1)
+        for (int part = 0; part < team_; ++part) {
+            int32_t *const start = starts_.get() + part * stride_; // [column + 1]: at first where a column's next goes
+            std::memset(start, 0, size_t(stride_) * 4);
+            each(position, part, [start](int64_t c, int64_t) { ++start[c + 1]; });
+            int32_t next = 0;
+            for (int64_t c = 1; c < stride_; ++c) {
+                const int32_t count = start[c];
+                start[c] = next, next += count;
             }
-            row_ptr[row + 1] = int32_t(i - begin);
-            for (const Position *j = begin; j < i; ++j)
-                ++count[int64_t(*j) - start];
+            Row *const rows = rows_.get() + first_of(part);
+            each(position, part, [start, rows](int64_t c, int64_t row) { rows[start[c + 1]++] = Row(row); });
         }
     }
-    int32_t start = 0;
-    for (int64_t c = 0; c < global_cols; ++c) {
-        col_ptr[c] = start;
-        for (int part = 0; part < team; ++part) {
-            const int32_t own = counts[part * global_cols + c];
-            counts[part * global_cols + c] = start, start += own;
-        }
-    }
-    col_ptr[global_cols] = start;
-    to_starts(row_ptr, p.rows), to_starts(segment, segments);
 
-#pragma omp parallel for num_threads(team) schedule(static, 1)
-    for (int part = 0; part < team; ++part) {
-        int32_t *next = counts + part * global_cols;
-        for (int64_t row = first_row(part), last = first_row(part + 1); row < last; ++row) {
-            const int64_t first = start_of(row);
-            const Position *i = position + row_ptr[row];
-            for (int64_t b = row; b < segments && i < position + row_ptr[row + 1]; b += p.rows)
-                for (int64_t s = segment[b]; s < segment[b + 1]; ++s, ++i) {
-                    const int64_t c = int64_t(*i) - first;
-                    const int32_t k = next[c]++;
-                    row_of[k] = Row(row), column[s] = Column(c), value[s] = k;
-                }
+    // Positions in columns before this one.
+    int32_t before(int64_t column) const {
+        int32_t count = 0;
+        for (int part = 0; part < team_; ++part)
+            count += starts_[part * stride_ + column];
+        return count;
+    }
+
+    // Copies the rows of a column, ascending; returns where they end.
+    Row *copy(int64_t column, Row *to) const {
+        for (int part = 0; part < team_; ++part) {
+            const int32_t *const start = starts_.get() + part * stride_ + column;
+            to = std::copy(rows_.get() + first_of(part) + start[0], rows_.get() + first_of(part) + start[1], to);
+        }
+        return to;
+    }
+
+  private:
+    int64_t first_of(int part) const { return n_ * part / team_; }
+
+    template <class Position, class Found> void each(const Position *position, int part, Found found) {
+        const int64_t cols = p_.cols, rows_per_group = p_.rows / p_.groups;
+        const Position *i = position + first_of(part), *const last = position + first_of(part + 1);
+        while (i < last) {
+            const int64_t row = int64_t(*i) / cols, end = (row + 1) * cols,
+                          start = row * cols - row / rows_per_group * cols; // what leads to the global column
+            for (; i < last && int64_t(*i) < end; ++i)
+                found(int64_t(*i) - start, row);
         }
     }
+
+    const Header &p_;
+    int64_t n_;
+    int team_;
+    int64_t stride_;
+    Array<int32_t> starts_;
+    Array<Row> rows_;
+};
+
+// All that follows from col_ptr and row_index. A thread takes the columns of one group in one block, whose weights are
+// neighbours in both orders.
+template <class Row, class ColumnIndex> Status fill_forward(Header &p, int team) {
+    constexpr int64_t TILE = 512; // rows, whose weights in a block stay in the first level of cache
+    const int32_t *const col_ptr = section<int32_t>(p, p.col_ptr);
+    const Row *const row_of = section<Row>(p, p.row_index);
+    int32_t *const row_ptr = at<int32_t>(p, p.row_ptr), *const segment = at<int32_t>(p, p.segment_ptr),
+                  *const value = at<int32_t>(p, p.forward_value);
+    ColumnIndex *const column = at<ColumnIndex>(p, p.forward_col);
+    const int64_t tasks = p.blocks * p.groups, rows = p.rows / p.groups;
+    const Array<int32_t> starts = array<int32_t>(tasks), tables = array<int32_t>(team * rows),
+                         cursors = array<int32_t>(team * p.block);
+    if (!starts || !tables || !cursors) return NO_MEMORY;
+    const auto columns_of = [&p](int64_t block, int64_t group) {
+        return std::pair(group * p.cols + block * p.block, group * p.cols + std::min((block + 1) * p.block, p.cols));
+    };
+    int32_t start = 0;
+    for (int64_t task = 0; task < tasks; ++task) {
+        const auto [first, last] = columns_of(task / p.groups, task % p.groups);
+        starts[task] = start, start += col_ptr[last] - col_ptr[first];
+    }
+    segment[p.blocks * p.rows] = start;
+#pragma omp parallel for num_threads(team) schedule(dynamic, 1)
+    for (int64_t task = 0; task < tasks; ++task) {
+        const int64_t block = task / p.groups, group = task % p.groups;
+        const auto [first, last] = columns_of(block, group);
+        int32_t *const own = tables.get() + omp_get_thread_num() * rows - group * rows; // [row]
+        std::memset(own + group * rows, 0, size_t(rows) * 4);
+        for (int32_t k = col_ptr[first], end = col_ptr[last]; k < end; ++k)
+            ++own[row_of[k]];
+        int32_t next = starts[task];
+        for (int64_t row = group * rows; row < (group + 1) * rows; ++row) {
+            const int32_t count = own[row];
+            segment[block * p.rows + row] = own[row] = next, next += count;
+        }
+        int32_t *const upcoming = cursors.get() + omp_get_thread_num() * p.block - first; // [column]
+        std::copy(col_ptr + first, col_ptr + last, upcoming + first);
+        for (int64_t row = group * rows; row < (group + 1) * rows; row += TILE)
+            for (int64_t c = first; c < last; ++c) {
+                int32_t k = upcoming[c];
+                for (const int32_t end = col_ptr[c + 1]; k < end && row_of[k] < row + TILE; ++k) {
+                    const int32_t s = own[row_of[k]]++;
+                    column[s] = ColumnIndex(c), value[s] = k;
+                }
+                upcoming[c] = k;
+            }
+    }
+    std::memset(row_ptr, 0, size_t(p.rows + 1) * 4);
+    for (int64_t block = 0; block < p.blocks; ++block)
+        for (int64_t row = 0; row < p.rows; ++row)
+            row_ptr[row + 1] += segment[block * p.rows + row + 1] - segment[block * p.rows + row];
+    for (int64_t row = 0; row < p.rows; ++row)
+        row_ptr[row + 1] += row_ptr[row];
+    return OK;
+}
+
+template <class Row> Status fill_forward(Header &p, int team) {
+    return p.col_bytes == 4 ? fill_forward<Row, uint32_t>(p, team) : fill_forward<Row, uint16_t>(p, team);
+}
+
+template <class Position, class Row> Status fill(const Position *position, Header &p, int team) {
+    ByColumn<Row> sorted(p, p.nnz, team);
+    if (!sorted) return NO_MEMORY;
+    sorted.sort(position);
+    int32_t *const col_ptr = at<int32_t>(p, p.col_ptr);
+    Row *const row = at<Row>(p, p.row_index);
+    const int64_t columns = p.groups * p.cols;
+#pragma omp parallel for num_threads(team) schedule(static)
+    for (int64_t c = 0; c < columns; ++c) {
+        col_ptr[c] = sorted.before(c);
+        sorted.copy(c, row + col_ptr[c]);
+    }
+    col_ptr[columns] = int32_t(p.nnz);
+    return fill_forward<Row>(p, team);
 }
 
 template <class Position> Status build(const Position *position, Header &p, int threads) {
     const int team = p.nnz < FEW ? 1 : threads;
-    if (const Status status = check(position, p, team)) return status;
-    int32_t *counts = static_cast<int32_t *>(std::malloc(size_t(team * p.groups * p.cols + 1) * 4));
-    if (!counts) return NO_MEMORY;
-    const bool wide_row = p.row_bytes == 4, wide_col = p.col_bytes == 4;
-    if (wide_row && wide_col) fill<Position, uint32_t, uint32_t>(position, p, counts, team);
-    else if (wide_row) fill<Position, uint32_t, uint16_t>(position, p, counts, team);
-    else if (wide_col) fill<Position, uint16_t, uint32_t>(position, p, counts, team);
-    else fill<Position, uint16_t, uint16_t>(position, p, counts, team);
-    std::free(counts);
-    return OK;
+    if (const Status status = check(position, p.nnz, p.rows * p.cols, team)) return status;
+    return p.row_bytes == 4 ? fill<Position, uint32_t>(position, p, team) : fill<Position, uint16_t>(position, p, team);
+}
+
+// The weights of one column, rows ascending, and where each was, or -1.
+template <class Row> struct Column {
+    Array<Row> row;
+    Array<int32_t> from;
+
+    explicit Column(int64_t n) : row(array<Row>(n)), from(array<int32_t>(n)) {}
+    explicit operator bool() const { return row && from; }
+};
+
+// Changes columns one after the other, without a branch on what is chance: which rows drop, and between which others new
+// ones come.
+template <class Row> class Changer {
+  public:
+    explicit Changer(int64_t rows)
+        : kept_(rows + AT_ONCE), now_(rows + AT_ONCE), changed_(array<Row>(rows)), gone_(array<uint8_t>(rows)), rows_(rows) {
+        if (gone_) std::memset(gone_.get(), 0, size_t(rows));
+    }
+
+    explicit operator bool() const { return kept_ && now_ && changed_ && gone_; }
+
+    // The rows `old`, whose first is weight `first` of all, less those dropped in this column and plus those grown.
+    Status change(const Row *old, int64_t n, int32_t first, const ByColumn<Row> &dropped, const ByColumn<Row> &grown,
+                  int64_t column, Row *row, int32_t *from) {
+        const int64_t drops = dropped.copy(column, changed_.get()) - changed_.get(), size = n - drops;
+        if (keep(old, n, first, drops) != size) return NOT_LIVE;
+        const int64_t grows = grown.copy(column, changed_.get()) - changed_.get();
+        if (size + grows > rows_ || !insert(size, grows)) return ALREADY_LIVE;
+        std::copy_n(now_.row.get(), size + grows, row);
+        std::copy_n(now_.from.get(), size + grows, from);
+        return OK;
+    }
+
+  private:
+    static constexpr int64_t AT_ONCE = 8;
+    typedef Row Rows __attribute__((vector_size(AT_ONCE * sizeof(Row))));
+
+    int64_t keep(const Row *old, int64_t n, int32_t first, int64_t drops) {
+        Row *const row = kept_.row.get();
+        int32_t *const from = kept_.from.get();
+        uint8_t *const gone = gone_.get();
+        const Row *const drop = changed_.get();
+        for (int64_t i = 0; i < drops; ++i)
+            gone[drop[i]] = 1;
+        int64_t kept = 0;
+        for (int64_t i = 0; i < n; ++i) {
+            row[kept] = old[i], from[kept] = int32_t(first + i);
+            kept += 1 - gone[old[i]];
+        }
+        for (int64_t i = 0; i < drops; ++i)
+            gone[drop[i]] = 0;
+        return kept;
+    }
+
+    // Before each new row come those that are lower, several at a time: all are copied, and those that are lower count.
+    bool insert(int64_t size, int64_t grows) {
+        const Row *row = kept_.row.get(), *const last = row + size, *const grow = changed_.get();
+        const int32_t *from = kept_.from.get();
+        std::fill_n(kept_.row.get() + size, AT_ONCE, Row(-1)); // lower than none
+        Row *to = now_.row.get();
+        int32_t *to_from = now_.from.get();
+        bool twice = false;
+        for (int64_t g = 0; g < grows; ++g) {
+            for (int64_t lower = AT_ONCE; lower == AT_ONCE; row += lower, from += lower, to += lower, to_from += lower) {
+                Rows some;
+                std::memcpy(&some, row, sizeof some);
+                std::memcpy(to, &some, sizeof some), std::memcpy(to_from, from, AT_ONCE * 4);
+                lower = lower_ones(some, grow[g]);
+            }
+            twice |= row < last && *row == grow[g];
+            *to++ = grow[g], *to_from++ = -1;
+        }
+        std::copy(row, last, to);
+        std::copy_n(from, last - row, to_from);
+        return !twice;
+    }
+
+    static int64_t lower_ones(Rows some, Row bar) {
+        Row count = 0;
+        for (int j = 0; j < AT_ONCE; ++j)
+            count += some[j] < bar;
+        return count;
+    }
+
+    Column<Row> kept_, now_;
+    Array<Row> changed_;
+    Array<uint8_t> gone_;
+    int64_t rows_;
+};
+
+template <class Row>
+Status change(const Header &old, const int64_t *drop, int64_t drops, const int64_t *grow, int64_t grows, Header &now,
+              int32_t *from, int team) {
+    const int64_t columns = old.groups * old.cols;
+    ByColumn<Row> dropped(old, drops, team), grown(old, grows, team);
+    if (!dropped || !grown) return NO_MEMORY;
+    dropped.sort(drop), grown.sort(grow);
+    const int32_t *const old_ptr = section<int32_t>(old, old.col_ptr);
+    const Row *const old_row = section<Row>(old, old.row_index);
+    int32_t *const ptr = at<int32_t>(now, now.col_ptr);
+    Row *const row = at<Row>(now, now.row_index);
+    int32_t wrong = OK;
+#pragma omp parallel for num_threads(team) schedule(static, 1) reduction(max : wrong)
+    for (int part = 0; part < team; ++part) {
+        Changer<Row> changer(old.rows);
+        Status status = changer ? OK : NO_MEMORY;
+        for (int64_t c = columns * part / team; c < columns * (part + 1) / team && !status; ++c) {
+            const int32_t first = old_ptr[c], to = ptr[c] = first - dropped.before(c) + grown.before(c);
+            status = changer.change(old_row + first, old_ptr[c + 1] - first, first, dropped, grown, c, row + to, from + to);
+        }
+        wrong = std::max(wrong, int32_t(status));
+    }
+    ptr[columns] = int32_t(now.nnz);
+    return wrong ? Status(wrong) : fill_forward<Row>(now, team);
 }
 
 // For each weight of `now`, in value order: where `before` kept it, or -1. `tables` [team, rows] holds where a column's
@@ -201,6 +382,18 @@ void row_major(const Header &p, int64_t *position, int32_t *value, int threads) 
             }
         }
     }
+}
+
+Status change_pattern(const Header &old, const int64_t *drop, int64_t drops, const int64_t *grow, int64_t grows, Header &now,
+                      int32_t *from, int threads) {
+    const int team = old.nnz + grows < FEW ? 1 : threads;
+    const int64_t size = old.rows * old.cols;
+    if (const Status status = check(drop, drops, size, team)) return status == OUT_OF_RANGE ? NOT_LIVE : status;
+    if (const Status status = check(grow, grows, size, team)) return status;
+    if (now.nnz != old.nnz - drops + grows) return NOT_LIVE;
+    if (now.nnz > INT32_MAX || grows > INT32_MAX) return TOO_LARGE;
+    return old.row_bytes == 4 ? change<uint32_t>(old, drop, drops, grow, grows, now, from, team)
+                              : change<uint16_t>(old, drop, drops, grow, grows, now, from, team);
 }
 
 Status find_sources(const Header &before, const Header &now, int32_t *from, int threads) {

@@ -13,6 +13,12 @@ int64_t lay_out(Header &pattern);
 // laid out.
 Status build_pattern(Header &pattern, const void *position, bool wide, int threads);
 
+// A pattern less the ascending positions `drop`, and plus `grow`, in a buffer whose header is laid out for as many weights
+// and with the same shape; a position in both stays. For each weight, in value order, `from` says where `old` kept it: -1
+// of those that have grown.
+Status change_pattern(const Header &old, const int64_t *drop, int64_t drops, const int64_t *grow, int64_t grows, Header &now,
+                      int32_t *from, int threads);
+
 // For each live weight in row-major order: its position, and where its value lies. Either may be null.
 void row_major(const Header &pattern, int64_t *position, int32_t *value, int threads);
 

@@ -5,26 +5,26 @@
 
 namespace startsparse {
 
-// Sorted positions less `drop` and plus `grow`, both sorted; a position in both stays. There must be room for
-// n + grows.
-Status merge_positions(const int64_t *old, int64_t n, const int64_t *drop, int64_t drops, const int64_t *grow,
-                       int64_t grows, int64_t *now, int threads);
-
 // Where each of `m` wanted positions stands among `n` others, or -1; both ascending.
-void find_positions(const int64_t *sorted, int64_t n, const int64_t *wanted, int64_t m, int64_t *at);
+void find_positions(const int64_t *sorted, int64_t n, const int64_t *wanted, int64_t m, int64_t *at,
+                    int threads);
 
 // Those of n ascending positions that are not among m others, and the other way round. There must be room for n and m;
 // `counts` says how many of each there are.
 void part_positions(const int64_t *a, int64_t n, const int64_t *b, int64_t m, int64_t *only_a, int64_t *only_b,
                     int64_t *counts, int threads);
 
-// `Kernels::above` of a block that threads divide; the order of what is found is that of one thread.
-int64_t scores_above(decltype(Kernels::above) above, float *gradient, int64_t n, int64_t start, const int64_t *live,
-                     int64_t lives, const int64_t *returning, int64_t returnings, float bar, int64_t *position,
-                     float *score, int threads);
+// `Kernels::above` of a block that threads divide. Behind the bits, `passed` has room for 64 words that `list_scores` needs.
+int64_t scores_above(const Kernels &kernels, const float *gradient, int64_t n, int64_t start, const int64_t *live,
+                     int64_t lives, const int64_t *returning, int64_t returnings, float bar, uint64_t *passed,
+                     int threads);
 
-// Sets the bits of positions, the first of each byte highest.
-void mark_positions(uint8_t *bits, const int64_t *position, int64_t n);
+// Positions and absolute values of all that `scores_above` found in the block, with as many threads.
+void list_scores(const Kernels &kernels, const float *gradient, int64_t n, int64_t start, const uint64_t *passed,
+                 int64_t *position, float *score, int threads);
+
+// Sets the bits of ascending positions, the first of each byte highest.
+void mark_positions(uint8_t *bits, const int64_t *position, int64_t n, int threads);
 
 // Whether the bit of each position is set: 0 or 1.
 void find_marked(const uint8_t *bits, const int64_t *position, int64_t n, uint8_t *marked, int threads);
