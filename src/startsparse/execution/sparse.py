@@ -27,7 +27,7 @@ from .optimizers import replace, slots, states
 from .sparse_view import SparseView
 
 _SAMPLED = 1 << 14  # entries of a layer's gradient that can stand for all of it, at least
-_SPARED = 256  # one entry of so many is enough
+_SPARED = 1 << 10  # one entry of so many is enough
 
 
 class SparseSite(Site):

@@ -5,9 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <functional>
-#include <memory>
+
+#include "columns.h"
 
 namespace startsparse {
 namespace {
@@ -17,13 +17,6 @@ constexpr int64_t SAMPLE = 1024;  // values that stand for all
 constexpr float DOUBT = 4;        // standard errors of the sample to either side
 constexpr int MOST = 64;          // threads
 constexpr float INF = __builtin_inff();
-
-struct Free {
-    void operator()(void *p) const { std::free(p); }
-};
-using Floats = std::unique_ptr<float, Free>;
-
-Floats floats(int64_t n) { return Floats(static_cast<float *>(std::malloc(size_t(n + 1) * 4))); }
 
 // Where the count-th highest of values lies, how many are higher and how many the same.
 struct Place {
@@ -80,7 +73,7 @@ int64_t list(const Kernels &kernels, const float *value, int64_t n, Bracket b, f
 
 Place place_of(const Kernels &kernels, const float *value, int64_t n, int64_t count, int threads) {
     constexpr Place NOWHERE{0, 0, 0, false};
-    const Floats room = floats(n);
+    const Array<float> room = array<float>(n);
     if (!room) return NOWHERE;
     float *const found = room.get();
     Bracket bracket = n < 4 * SAMPLE ? Bracket{-INF, INF} : guess(value, n, count);
