@@ -67,6 +67,7 @@ CASES = {
     "blocked": lambda: linear(randn(2, 5, 16), batch=20),
     "not a leaf": lambda: linear(randn(7, 5) * 2),
     "frozen input": lambda: linear(torch.randn(7, 5)),
+    "one image": lambda: conv(randn(1, 4, 6, 5), padding=(1, 1)),
     "images": lambda: conv(randn(3, 4, 6, 5)),
     "strides": lambda: conv(randn(3, 4, 6, 5), stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
     "channels last": lambda: conv(

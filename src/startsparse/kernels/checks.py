@@ -82,6 +82,15 @@ def conv_of(x: torch.Size, batch: int | None, shape: ConvShape) -> Layer:
     return conv_layer(batch, shape, x[-1], True)
 
 
+def conv_along(items: int, shape: ConvShape) -> Layer | None:
+    """The convolution of one item after the other, row-major, where that is less than tiles of 16 items are; or None."""
+    if not 0 < items < 16:
+        return None
+    layer = conv_layer(items, shape, 1, True)
+    height, width = shape.out_size
+    return layer if items * layer.geometry.line < 16 * height * width else None
+
+
 def conv_shape(x: torch.Size, batch: int | None, pairs: Sequence[Pair], groups: int) -> ConvShape:
     """The shape of a convolution of x, of this shape, with these ``kernel_size, stride, padding, dilation``."""
     dims = "[batch, channels, height, width]" if batch is None else "[tiles, channels, height, width, lanes]"

@@ -88,13 +88,13 @@ def _decide() -> None:
 
 
 def _plan(kind: int, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor, *rest: Any) -> tuple:
-    """What C++ keeps of calls with these shapes: address of the layer, its output's shape, outputs, threads, whether
-    activations are blocked, and what ``eager.gradients`` takes."""
+    """What C++ keeps of calls with these shapes: addresses of the layer forward and backward, its output's shape,
+    outputs, threads, whether activations are blocked, and what ``eager.gradients`` takes."""
     passes = (ops.LINEAR, ops.CONV2D)[kind]
-    layer, shape, outputs, team = call = passes.prepare(x, values, bias, pattern, *rest)
+    layer, shape, outputs, team, along = call = passes.prepare(x, values, bias, pattern, *rest)
     held = eager.Held(passes, call, rest, x.shape, values.shape)
-    address = ctypes.addressof(layer.geometry)
-    return address, tuple(shape), outputs, team, bool(layer.geometry.blocked), held
+    ahead, back = (ctypes.addressof(each.geometry) for each in (along or layer, layer))
+    return ahead, back, tuple(shape), outputs, team, bool(layer.geometry.blocked), held
 
 
 def _room(floats: int) -> tuple[int, int]:

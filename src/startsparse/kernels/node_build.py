@@ -43,7 +43,6 @@ def load(folder: Path) -> ModuleType | None:
 def load_or_start(folder: Path) -> ModuleType | None:
     """The same; where there is none, it is being compiled afterwards, if that is possible."""
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         module = load(folder)
         if module is None and can_build() is None and not _failed(folder).exists():
             _start(folder)
@@ -124,6 +123,7 @@ def _load(path: Path) -> ModuleType | None:
 
 def _start(folder: Path) -> None:
     """Have it compiled by a process that gives way to all others, unless one is at it."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = folder / f"node-{key()}.lock"
     try:
         if time.time() - lock.stat().st_mtime > _STALE:

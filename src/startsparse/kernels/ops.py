@@ -24,6 +24,7 @@ from startsparse.kernels.checks import (
     check_blocked,
     check_float,
     check_weight,
+    conv_along,
     conv_of,
     conv_shape,
     linear_of,
@@ -42,12 +43,15 @@ class Call(NamedTuple):
         shape: of the result.
         outputs: of the layer.
         team: threads that are worth waking.
+        along: the same for the forward pass, where there are so few items that vectors are rather filled along lines
+            of the image; with the compiled kernels.
     """
 
     layer: Layer
     shape: tuple[int, ...]
     outputs: int
     team: int
+    along: Layer | None = None
 
 
 FEW = 1 << 18  # multiply-adds that are not worth waking a second thread for
@@ -92,10 +96,10 @@ def _team(weights: int, layer: Layer, most: int) -> int:
 
 
 def _forward(call: Call, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Tensor) -> Tensor:
-    layer, shape, _, team = call
-    y = torch.empty(shape, dtype=torch.float32)
+    kernels, y = backend(), torch.empty(call.shape, dtype=torch.float32)
+    layer = call.layer if call.along is None or kernels.name != "native" else call.along
     bias = None if bias is None else bias.contiguous()
-    backend().forward(layer, pattern, x.contiguous(), values.contiguous(), bias, y, team)
+    kernels.forward(layer, pattern, x.contiguous(), values.contiguous(), bias, y, call.team)
     return y
 
 
@@ -103,7 +107,7 @@ def _backward(
     call: Call, dy: Tensor, x: Tensor, values: Tensor, pattern: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Those gradients of x, values and bias that are wanted."""
-    layer, shape, outputs, team = call
+    layer, shape, outputs, team, _ = call
     check_float("dy", dy)
     if dy.shape != shape:
         raise ValueError(f"startsparse: dy must be {list(shape)}, not {list(dy.shape)}")
@@ -153,7 +157,8 @@ def _conv_plan(
 ) -> Call:
     shape = conv_shape(x, batch, pairs, groups)
     layer = conv_of(x, batch, shape)
-    return Call(layer, _conv_out_shape(x, outputs, shape), outputs, _team(weights, layer, most))
+    along = conv_along(x[0], shape) if batch is None else None
+    return Call(layer, _conv_out_shape(x, outputs, shape), outputs, _team(weights, layer, most), along)
 
 
 def _linear_forward(x, values, bias, pattern, *rest):

@@ -176,11 +176,13 @@ SS_EXPORT int64_t ss_forward(const Geometry *g, const void *pattern, int64_t byt
                              const float *values, const float *bias, float *y, float *scratch,
                              int64_t capacity, int32_t threads) {
     if (const Status status = check(*g, pattern, bytes)) return status;
-    if (g->out_place) return MISMATCH;
     const auto *p = static_cast<const Header *>(pattern);
-    const int64_t need = kernels().forward_scratch(*g, *p, threads);
+    const Fusion none{};
+    const int64_t need = g->out_place ? kernels().fused_forward_scratch(*g, *p, none, threads)
+                                      : kernels().forward_scratch(*g, *p, threads);
     if (need > capacity) return -need;
-    kernels().forward(*g, *p, x, values, bias, y, scratch, threads);
+    if (g->out_place) kernels().fused_forward(*g, *p, none, x, values, bias, y, scratch, threads);
+    else kernels().forward(*g, *p, x, values, bias, y, scratch, threads);
     return OK;
 }
 

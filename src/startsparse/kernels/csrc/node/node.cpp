@@ -127,7 +127,7 @@ int64_t forward(const Plan &plan, const Tensor &x, const Tensor &values, const T
     const float *b = bias.defined() ? dense_bias.const_data_ptr<float>() : nullptr;
     return with_scratch([&](float *at, int64_t floats) {
         const Unlocked unlocked;
-        return given.forward(plan.layer, pattern.const_data_ptr(), pattern.numel(), dense_x.const_data_ptr<float>(),
+        return given.forward(plan.ahead, pattern.const_data_ptr(), pattern.numel(), dense_x.const_data_ptr<float>(),
                              dense_values.const_data_ptr<float>(), b, y.data_ptr<float>(), at, floats, plan.threads);
     });
 }
@@ -138,7 +138,7 @@ int64_t backward(const Plan &plan, const Tensor &dy, const Tensor &x, const Tens
     const auto at_of = [](Tensor &tensor) { return tensor.defined() ? tensor.data_ptr<float>() : nullptr; };
     const int team = std::min<int>(plan.threads, threads()); // fewer than in the forward pass, perhaps
     return with_scratch([&](float *at, int64_t floats) {
-        return given.backward(plan.layer, pattern.const_data_ptr(), pattern.numel(), dense_x.const_data_ptr<float>(),
+        return given.backward(plan.back, pattern.const_data_ptr(), pattern.numel(), dense_x.const_data_ptr<float>(),
                               dense_dy.const_data_ptr<float>(), dense_values.const_data_ptr<float>(), at_of(found[0]),
                               at_of(found[1]), at_of(found[2]), at, floats, team);
     });
@@ -293,18 +293,19 @@ Held ask_for_plan(Kind kind, PyObject *const *args, Py_ssize_t count, const Tens
     for (Py_ssize_t i = 0; i < count; i++)
         PyTuple_SET_ITEM(all.get(), i + 1, Py_NewRef(args[i]));
     THPObjectPtr found(PyObject_CallObject(given.plan, all.get()));
-    long long layer, outputs;
+    long long ahead, back, outputs;
     int team, blocked;
     PyObject *shape, *held;
-    if (!found || !PyArg_ParseTuple(found.get(), "LO!LipO", &layer, &PyTuple_Type, &shape, &outputs, &team, &blocked,
+    if (!found || !PyArg_ParseTuple(found.get(), "LLO!LipO", &ahead, &back, &PyTuple_Type, &shape, &outputs, &team, &blocked,
                                     &held))
         return nullptr;
     auto sizes = read_shape(shape);
     if (PyErr_Occurred())
         return nullptr;
-    return std::make_shared<const Plan>(Plan{reinterpret_cast<const void *>(layer), x.sizes().vec(), std::move(sizes),
-                                             outputs, values.numel(), team, blocked != 0,
-                                             c10::SafePyObject(Py_NewRef(held), getPyInterpreter())});
+    return std::make_shared<const Plan>(
+        Plan{reinterpret_cast<const void *>(ahead), reinterpret_cast<const void *>(back), x.sizes().vec(),
+             std::move(sizes), outputs, values.numel(), team, blocked != 0,
+             c10::SafePyObject(Py_NewRef(held), getPyInterpreter())});
 }
 
 // The output, or NotImplemented: Python must see to this call.

@@ -15,13 +15,13 @@ namespace startsparse {
 using Key = c10::SmallVector<int64_t, 24>;
 
 struct Plan {
-    const void *layer;            // `struct Geometry` of abi.h
+    const void *ahead, *back;     // the layer in each pass: `struct Geometry` of abi.h
     std::vector<int64_t> x_shape; // that it is for
     std::vector<int64_t> shape;   // of the output
     int64_t outputs, weights;     // of the layer; its live ones
     int32_t threads;
     bool blocked;
-    c10::SafePyObject held; // keeps `layer` alive; `eager.gradients` takes it
+    c10::SafePyObject held; // keeps the layers alive; `eager.gradients` takes it
 };
 
 struct HashOfKey {
