@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
+from startsparse.cli.main import main
 from startsparse.experiments.results import ResultsError, gather, read
 
 
@@ -48,3 +51,21 @@ def test_half_written_runs_are_named(finished, tmp_path):
 def test_no_run(tmp_path):
     with pytest.raises(ResultsError, match=r"no folder of a run: it has no recipe.yaml"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("junk", [b'{"step": ', b"\xff\xfe"], ids=["torn", "no text"])
+@pytest.mark.parametrize(
+    ("name", "commands"),
+    [("result.json", "report ls"), ("version.json", "report"), ("metrics.jsonl", "report ls"), ("timing.jsonl", "report")],
+)  # fmt: skip
+def test_a_damaged_file_is_named_and_the_other_runs_are_listed(
+    trained, tmp_path, capsys, name, commands, junk
+):
+    damaged, other = (shutil.copytree(run.folder, tmp_path / run.folder.name) for run in trained)
+    _ = (damaged / name).write_bytes(junk)
+    for command in commands.split():
+        asked = [command, "runs", "--out", str(tmp_path)] if command == "ls" else [command, str(damaged)]
+        assert main(asked) == (0 if command == "ls" else 2)
+        told = "".join(capsys.readouterr())
+        assert str(damaged / name) in told and "is damaged" in told
+        assert command != "ls" or f"{other.name}  done: " in told

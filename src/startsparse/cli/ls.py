@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 from collections.abc import Callable
 
 from startsparse import distributions, methods, sources
@@ -81,15 +80,18 @@ def _first_line(thing: object) -> str:
 
 
 def _runs(out: str) -> Rows:
+    from startsparse.training.files import DamagedFile
     from startsparse.training.folder import RunFolder, find_runs
 
     def state(folder: RunFolder) -> str:
-        result = folder.result
+        try:
+            result, rows = folder.result, folder.metrics.rows()
+        except DamagedFile as error:
+            return str(error)
         if result is not None:
             sparsity = 100 * (1 - result["density"])
             return f"done: test accuracy {100 * result['test_accuracy']:.2f} %, sparsity {sparsity:.2f} %"
-        rows = folder.metrics.path.read_text().splitlines() if folder.metrics.length else []
-        return f"stopped after step {json.loads(rows[-1])['step']}" if rows else "just begun"
+        return f"stopped after step {rows[-1]['step']}" if rows else "just begun"
 
     return {folder.path.name: state(folder) for folder in find_runs(out)}
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import html
-import json
 from pathlib import Path
-from typing import Any
 
 import startsparse as ss
 from startsparse.experiments import drawing, staged
 from startsparse.experiments.results import ResultsError, Run, read
-from startsparse.training.files import write_atomic
+from startsparse.training.files import read_json, write_atomic
 from startsparse.training.folder import RunFolder
 
 STYLE = """
@@ -66,7 +64,7 @@ def _subtitle(run: Run) -> str:
     source = settings.get("source.name")
     inside = f" in {source} source" if source else ""
     versions = run.folder / "version.json"
-    made = json.loads(versions.read_text()) if versions.exists() else {}
+    made = read_json(versions) if versions.exists() else {}
     by = f", startsparse {made['startsparse']}, torch {made['torch']}" if made else ""
     return (
         f"{settings.get('method.name') or 'dense'}{inside}, {settings['model.name']} on {settings['data.name']}, "
@@ -92,8 +90,7 @@ def _figures(run: Run) -> str:
 
 
 def _curves(run: Run) -> str:
-    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
-    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    rows = RunFolder(run.folder).metrics.rows()
     pictures = []
     for name in ("loss", "accuracy"):
         series = {

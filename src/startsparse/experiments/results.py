@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +59,11 @@ class Run:
 
     def laps(self) -> dict[int, float]:
         """Step -> measured seconds since the row before; of steps made again after a stop, the last time counts."""
-        return {row["step"]: row["seconds"] for row in _rows(self.folder / "timing.jsonl")}
+        return {row["step"]: row["seconds"] for row in RunFolder(self.folder).timing.rows()}
 
     def validations(self) -> list[dict[str, Any]]:
         """The rows of its metrics that look at the held-out part, in order."""
-        return [row for row in _rows(self.folder / "metrics.jsonl") if row["kind"] == "validation"]
+        return [row for row in RunFolder(self.folder).metrics.rows() if row["kind"] == "validation"]
 
 
 def read(folder: Path) -> Run:
@@ -84,9 +83,7 @@ def read(folder: Path) -> Run:
     try:
         result = RunFolder(folder).result
     except ValueError as error:
-        raise ResultsError(
-            f"{folder / 'result.json'} is damaged ({error}): remove it and train again"
-        ) from error
+        raise ResultsError(str(error)) from error
     if result is None:
         raise ResultsError(f"{folder} has not ended{_stopped(folder)}: train it again, or leave it out")
     seed = flat["seed"]
@@ -126,11 +123,6 @@ def _is_run(folder: Path) -> bool:
     return (folder / "recipe.yaml").is_file() or staged.is_staged(folder)
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines]
-
-
 def _stopped(folder: Path) -> str:
-    rows = _rows(folder / "metrics.jsonl")
+    rows = RunFolder(folder).metrics.rows()
     return f" (it stopped after step {rows[-1]['step']})" if rows else " (it has only begun)"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from startsparse.training import reading
+from startsparse.training.files import read_json
 
 FILE = "stages.json"
 
@@ -19,7 +19,7 @@ def is_staged(folder: Path) -> bool:
 
 def read_file(folder: Path) -> dict[str, Any]:
     """The chain of a run's stages, as plain data."""
-    return json.loads((folder / FILE).read_text())
+    return read_json(folder / FILE)
 
 
 def settings(told: Mapping[str, Any]) -> dict[str, Any]:

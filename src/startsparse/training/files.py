@@ -28,6 +28,18 @@ class DamagedFile(ValueError):
     """A file is truncated, altered or of another kind."""
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        DamagedFile: it is none; names it.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DamagedFile(f"{path} is damaged ({error})") from error
+
+
 def write_atomic(path: Path, *chunks: bytes) -> None:
     """Write ``chunks`` to ``path``, its folder made where needed: a reader sees the old content or the new.
 

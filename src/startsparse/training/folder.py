@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import startsparse as ss
-from startsparse.training.files import remove_temporaries, write_atomic
+from startsparse.training.files import DamagedFile, read_json, remove_temporaries, write_atomic
 from startsparse.training.metrics import JsonLines
 from startsparse.training.names import require
 from startsparse.training.reading import read_yaml
@@ -55,9 +55,16 @@ class RunFolder:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The final figures, or None as long as the run is not done."""
+        """The final figures, or None as long as the run is not done.
+
+        Raises:
+            DamagedFile: they cannot be read.
+        """
         file = self.path / "result.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        try:
+            return read_json(file) if file.exists() else None
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}: remove it and train again") from error
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Note the final figures: from here on the run is done."""
@@ -84,7 +91,7 @@ class RunFolder:
             write_atomic(
                 file, require("yaml", "a recipe").safe_dump(recipe.resolved(), sort_keys=False).encode()
             )
-        elif versions.exists() and (begun := json.loads(versions.read_text())) != environment():
+        elif versions.exists() and (begun := read_json(versions)) != environment():
             changed = [f"{key} {value}, now {environment().get(key)}" for key, value in begun.items()
                        if environment().get(key) != value]  # fmt: skip
             warnings.warn(

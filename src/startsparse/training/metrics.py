@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from startsparse.training.files import DamagedFile
+
 
 class JsonLines:
     """A file of JSON lines that knows its length, so that a resumed run can cut off what came after a checkpoint.
@@ -49,6 +51,21 @@ class JsonLines:
                 file.write(json.dumps(row).encode() + b"\n")
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror}: the run can be resumed", str(self.path)) from error
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What has been written so far; nothing, if there is no file.
+
+        Raises:
+            DamagedFile: a line is no row; names it.
+        """
+        found = []
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                raise DamagedFile(f"{self.path}:{number} is damaged ({error})") from error
+        return found
 
     def cut(self, length: int) -> None:
         """Remove everything after ``length`` bytes.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from startsparse import artifact
@@ -85,8 +84,7 @@ def validation(bench: Bench) -> dict[str, float]:
 
 def last_validation(folder: RunFolder) -> dict[str, Any]:
     """The last validation row of the metrics, which is of the final step; without a held-out part, nothing."""
-    rows = [json.loads(line) for line in folder.metrics.path.read_text().splitlines()]
-    done = [row for row in rows if row["kind"] == "validation"]
+    done = [row for row in folder.metrics.rows() if row["kind"] == "validation"]
     return done[-1] if done else {"accuracy": None, "loss": None}
 
 

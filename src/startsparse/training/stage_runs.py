@@ -21,7 +21,7 @@ from startsparse.tickets.budget import Budget
 from startsparse.tickets.given import Given
 from startsparse.tickets.ticket import Ticket, snapshot
 from startsparse.training import build, loop, optim, runs
-from startsparse.training.files import load_tree, save_tree, write_atomic
+from startsparse.training.files import load_tree, read_json, save_tree, write_atomic
 from startsparse.training.folder import FolderError, RunFolder, environment
 from startsparse.training.progress import open_progress
 from startsparse.training.recipe import Recipe, differences
@@ -78,7 +78,7 @@ def run(stages: Stages, progress: bool = True) -> dict[str, Any]:
 def _check(folder: RunFolder, stages: Stages) -> None:
     file = folder.path / "stages.json"
     if file.exists():
-        before, now = (_flat(json.loads(text)) for text in (file.read_text(), _text(stages)))
+        before, now = (_flat(resolved) for resolved in (read_json(file), json.loads(_text(stages))))
         found = differences(before, now)
         if found:
             raise FolderError(
@@ -178,7 +178,7 @@ def _train(stage: Stage, before: Output, folder: RunFolder, progress: bool) -> O
         _ = bench.sparsifier.detach()
     weights = {name: tensor.cpu() for name, tensor in snapshot(job.model).items()}
     after = dataclasses.replace(ticket, masks=masks, weights=weights, step=job.position.step)
-    seconds = sum(json.loads(line)["seconds"] for line in folder.timing.path.read_text().splitlines())
+    seconds = sum(row["seconds"] for row in folder.timing.rows())
     costs = _costs(recipe, ticket, method, stage, job.position.step)
     return Output(after, kept, before.costs + dataclasses.replace(costs, seconds=seconds))
 
