@@ -187,7 +187,7 @@ class _Best:
         self.num_seen = 0
         self._held = 0
         self._positions = torch.empty(0, dtype=torch.int64)
-        self._scores = torch.empty(0)
+        self._scores = torch.empty(0, dtype=torch.float32)
 
     @property
     def bar(self) -> float:
