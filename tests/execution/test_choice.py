@@ -363,3 +363,24 @@ def test_a_replaced_sparse_layer_is_an_error_that_names_it():
     loss_of(run.model(batch(0, 4, 12))).backward()
     with pytest.raises(RuntimeError, match=r"0\.weight was replaced"):
         run.optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_weight_whose_gradient_somebody_hooked_stays_masked_and_says_so(kind):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    seen = []
+    _ = getattr(model[0].weight, kind)(lambda tensor: seen.append(tuple(tensor.shape)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"stay masked-dense: 0\.weight: somebody hooked into its gradient"):
+        sparse = ss.attach(model, optimizer, ss.Static(0.5), execution="sparse")
+    assert [choice.execution for choice in sparse.execution.values()] == ["masked", "sparse"]
+    model(torch.randn(3, 6)).square().mean().backward()
+    assert seen == [(8, 6)]
+
+
+def test_attributes_of_a_weight_stay_with_it():
+    model = nn.Sequential(nn.Linear(6, 8))
+    model[0].weight.group = "slow"
+    sparse = ss.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), ss.Static(0.5), execution="sparse")
+    assert model[0].weight.group == "slow" and model[0].weight.dim() == 1
+    assert sparse.detach()[0].weight.group == "slow"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 import startsparse as ss
 from startsparse.execution import optimizers as rules
 
-from .twins import OPTIMIZERS, Run, batch, loss_of, method, perceptron
+from .twins import OPTIMIZERS, Run, batch, loss_of, method, perceptron, seeded
 
 
 def fresh_value(name: str, key: str, lr: float) -> float:
@@ -164,3 +166,36 @@ def test_adagrad_begins_anew_with_the_state_that_it_was_made_with():
         key: value.tolist() for key, value in made.items()
     }
     optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_optimizer_state_of_another_execution_is_refused_before_anything_is_loaded(name, execution):
+    how = method("rigl", 0.3)
+    other = {"masked": "sparse", "sparse": "masked"}[execution]
+    run, saved = (
+        Run(seeded(perceptron), how, OPTIMIZERS[name], execution=e, steps=9) for e in (execution, other)
+    )
+    for step in range(3):
+        _ = run.step(batch(step, 8, 12)), saved.step(batch(step, 8, 12))
+    state, before = saved.optimizer.state_dict(), copy.deepcopy(run.optimizer.state_dict()["state"])
+    says = (
+        r"runs sparse: load it before attach\(\)"
+        if execution == "sparse"
+        else "saved under execution='sparse'"
+    )
+    with pytest.raises(ValueError, match=rf"the optimizer's state of 0\.weight is \(.*\), .*{says}"):
+        run.optimizer.load_state_dict(state)
+    for index, held in run.optimizer.state_dict()["state"].items():
+        assert all(
+            torch.equal(torch.as_tensor(v), torch.as_tensor(before[index][k])) for k, v in held.items()
+        )
+    _ = run.step(batch(3, 8, 12))
+    model = run.sparse.detach()
+    if execution == "sparse":  # as it says
+        fresh = OPTIMIZERS[name](model.parameters())
+        fresh.load_state_dict(state)
+        again = ss.attach(model, fresh, how, total_steps=9, execution="sparse")
+        loss_of(model(batch(4, 8, 12))).backward()
+        fresh.step()
+        assert again.step == 1

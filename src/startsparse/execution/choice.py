@@ -99,6 +99,8 @@ def obstacle(layer: Layer, model: nn.Module) -> str:
         return "its forward was replaced"
     if weight.device.type not in ("cpu", "meta") or weight.dtype != torch.float32:
         return f"only float32 on the CPU runs sparse, this is {weight.dtype} on {weight.device}"
+    if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
+        return "somebody hooked into its gradient"
     if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
         return (
             f"only zero padding given in pixels runs sparse, this is {module.padding_mode}, {module.padding}"

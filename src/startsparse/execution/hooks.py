@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .optimizers import check_loaded
+
 if TYPE_CHECKING:
     from ..sparsifier import Sparsifier
 
@@ -115,6 +117,7 @@ class StepHooks:
         return [
             optimizer.register_step_pre_hook(hooks.before),
             optimizer.register_step_post_hook(hooks.after),
+            optimizer.register_load_state_dict_pre_hook(hooks.loading),
         ]
 
     def before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
@@ -133,6 +136,12 @@ class StepHooks:
             parameter.grad = gradient
         self._set_aside = []
         self._sparsifier._clock.after(optimizer, _overflow(optimizer))
+
+    def loading(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """The pre-hook of ``load_state_dict``."""
+        sites = self._sparsifier._sites
+        names = {id(site.parameter): name for name, site in sites.items()}
+        check_loaded(optimizer, state, names)
 
 
 def _has_closure(args: tuple, kwargs: dict) -> bool:

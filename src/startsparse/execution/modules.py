@@ -250,6 +250,7 @@ def to_sparse(module: nn.Module, shape: tuple[int, ...], positions: Tensor, valu
     ordered[pattern.order()] = values.float()
     old = module._parameters["weight"]
     parameter = nn.Parameter(ordered, requires_grad=old is None or old.requires_grad)
+    _keep_attributes(old, parameter)
     module._parameters["weight"] = parameter
     module.__class__ = _SPARSE[type(module)]
     module.__dict__["dense_shape"] = shape
@@ -262,12 +263,19 @@ def to_dense(module: nn.Module) -> nn.Parameter:
     """The inverse of ``to_sparse``: a plain module again, zeros in place; returns its dense weight parameter."""
     assert isinstance(module, _Sparse)
     dense = nn.Parameter(module.dense_weight(), requires_grad=module.weight.requires_grad)
+    _keep_attributes(module.weight, dense)
     module.__class__ = _PLAIN[type(module)]
     del module._buffers["pattern"], module.dense_shape
     for key in ("loaded_dense", "attached"):
         _ = module.__dict__.pop(key, None)
     module._parameters["weight"] = dense
     return dense
+
+
+def _keep_attributes(old: Tensor | None, new: nn.Parameter) -> None:
+    """What somebody wrote onto a parameter, such as a group it belongs to, is on the one in its place, too."""
+    for key, value in ({} if old is None else vars(old)).items():
+        setattr(new, key, value)
 
 
 def refuse_sparse(model: nn.Module) -> None:

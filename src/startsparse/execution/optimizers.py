@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,37 @@ def check_elementwise(optimizers: Iterable[Optimizer]) -> None:
                 f"sparse execution keeps weights as vectors of live values, and {type(optimizer).__name__} is not known "
                 f"to treat each element for itself: use one of {known}, or execution='masked'"
             )
+
+
+def check_loaded(optimizer: Optimizer, state: Mapping[str, Any], names: Mapping[int, str]) -> None:
+    """Refuse state of weights that were held in another way: torch would take it, and the next step fail or be wrong.
+
+    Args:
+        optimizer: that is about to load.
+        state: what it is about to load.
+        names: id of a parameter -> layer.
+
+    Raises:
+        ValueError: names the first layer.
+    """
+    if type(optimizer) not in ELEMENTWISE:
+        return
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        for parameter, key in zip(group["params"], saved["params"], strict=False):
+            name, sparse = names.get(id(parameter), ""), parameter.dim() == 1
+            for value in state["state"].get(key, {}).values() if name else ():
+                if not isinstance(value, Tensor) or not value.dim():
+                    continue
+                if value.dim() == 1 if sparse else value.shape == parameter.shape:
+                    continue
+                raise ValueError(
+                    f"the optimizer's state of {name} is {tuple(value.shape)}, "
+                    + (
+                        "of a dense weight, and the layer runs sparse: load it before attach(), it follows the weights then"
+                        if sparse
+                        else f"the weight {tuple(parameter.shape)}: it is of another net, or was saved under execution='sparse'"
+                    )
+                )
 
 
 def replace(
@@ -127,7 +158,9 @@ def begin_anew(optimizers: Iterable[Optimizer]) -> None:
     """Give optimizers the state that they have before their first step."""
     for optimizer in optimizers:
         optimizer.state.clear()
-        if isinstance(optimizer, optim.Adagrad):  # makes it as it is made itself; older versions of torch only then
+        if isinstance(
+            optimizer, optim.Adagrad
+        ):  # makes it as it is made itself; older versions of torch only then
             groups = [dict(group) for group in optimizer.param_groups]
             first = optimizer.defaults["initial_accumulator_value"]
             optimizer.state.update(optim.Adagrad(groups, initial_accumulator_value=first).state)
