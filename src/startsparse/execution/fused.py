@@ -6,8 +6,7 @@ would miss what is left out. That is so
 
 - for any hook on a module that would not be called (and any global module hook),
 - under torch.compile, torch.export, tracing, autocast, vmap and torch's dispatch or function modes,
-- without the compiled kernels, with tensors that are not plain float32 on the CPU, for a batch of fewer than 16 items
-  where gradients or the batch's statistics are wanted, and for one without any,
+- without the compiled kernels, with tensors that are not plain float32 on the CPU, for a batch of fewer than 12 items,
 - for a norm that is not exactly ``nn.BatchNorm2d``, that uses running statistics while gradients are wanted, or that
   sees one value per channel (which torch refuses),
 - if it was turned off: ``fused_blocks(False)``.
@@ -29,7 +28,8 @@ from ..kernels.eager import is_plain
 from . import noted
 from .modules import SparseConv2d
 
-LANES = 16
+LANES = 16  # items that lie side by side
+FEWEST = 12  # items of a batch; for fewer, convolutions go along the image, which costs less than empty lanes
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL = nn.modules.module
 
@@ -94,20 +94,19 @@ def able(x: Tensor) -> bool:
         return False
     if not is_plain(x) or x.dtype != torch.float32 or x.dim() != 4 or not x.numel() or not available():
         return False
-    return not (observed_globally() or (x.shape[0] < LANES and torch.is_grad_enabled()))
+    return x.shape[0] >= FEWEST and not observed_globally()
 
 
 def pack(x: Tensor) -> Blocked:
     """x, which is able to be, in the layout of fused blocks."""
-    few = x.shape[0] < LANES
-    return Blocked(x.contiguous().unsqueeze(-1) if few else to_blocked(x, LANES), x.shape[0])
+    return Blocked(to_blocked(x, LANES), x.shape[0])
 
 
 def rows(x: Tensor | Blocked) -> Tensor:
     """Activations in torch's layout again."""
     if not isinstance(x, Blocked):  # a tensor, or what stands for one while a net is traced
         return x
-    return x.tensor.squeeze(-1) if x.tensor.shape[-1] == 1 else from_blocked(x.tensor, x.batch)
+    return from_blocked(x.tensor, x.batch)
 
 
 def chain(
@@ -143,11 +142,10 @@ def obstacle(conv: nn.Module, norm: nn.Module, batch: int) -> str:
         return f"followed by {type(norm).__name__}, not by a batch norm"
     if not (unobserved(conv) and unobserved(norm)):
         return "somebody looks at it or at its norm"
-    if _uses_running(norm):
-        if torch.is_grad_enabled():
-            return "its norm uses running statistics, and gradients are wanted"
-    elif batch < LANES:
-        return f"a batch of {batch}: at least {LANES} items are needed"
+    if _uses_running(norm) and torch.is_grad_enabled():
+        return "its norm uses running statistics, and gradients are wanted"
+    if batch < FEWEST:
+        return f"a batch of {batch}: at least {FEWEST} items are needed"
     tensors = conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var
     if not all(t is None or (t.dtype == torch.float32 and t.is_contiguous()) for t in tensors):
         return "not all of it is contiguous float32"

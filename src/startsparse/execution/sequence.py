@@ -53,8 +53,8 @@ class Activations:
 
     @property
     def must_be_packed(self) -> bool:
-        """Whether the other layout costs a pass: not where it is there, nor for few items."""
-        return self._blocked is None and self.batch >= fused.LANES
+        """Whether the other layout costs a pass: not where it is there."""
+        return self._blocked is None
 
     @property
     def batch(self) -> int:

@@ -3,7 +3,7 @@
     x -> conv -> norm -> relu -> conv -> norm (+ a way around) -> relu
 
 Between the links only what the convolutions compute is ever written: see ``norms``. Activations are blocked,
-[tiles, channels, height, width, lanes]; one lane is the row-major layout itself.
+[tiles, channels, height, width, lanes].
 """
 
 from __future__ import annotations
@@ -76,8 +76,7 @@ def run_block(
     """The output of a block, blocked, and its norms (those of the batch have moments for running statistics).
 
     Args:
-        x: float32 [tiles, channels, height, width, lanes]; lanes a multiple of 16, or 1 where nothing needs a gradient
-            or the batch's statistics.
+        x: float32 [tiles, channels, height, width, lanes]; lanes a multiple of 16.
         batch: items in x.
         links: one or more.
         around: is added to the last norm's output, of its shape; x itself is recognised.
