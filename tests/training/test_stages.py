@@ -209,6 +209,21 @@ def test_another_recipe_in_the_folder_is_named_and_nothing_overwritten(tmp_path)
         ([{"stage": "prune", "density": 2}], {}, r"stages\[0\]\.density: .*must be in \(0, 1\]"),
         ([{"stage": "rewind", "step": -1}], {}, r"stages\[0\]\.step: rewind goes to an optimizer step"),
         ([{"stage": "branch", "kind": "reset"}], {}, r"stages\[0\]\.kind: unknown branch 'reset'"),
+        (
+            [{"stage": "prune", "density": 0.1}, {"stage": "prune", "density": 0.5}, {"stage": "train"}],
+            {},
+            r"stages: prune at density 0\.5, but an earlier one leaves 0\.1",
+        ),
+        (
+            [
+                {"stage": "prune", "density": 0.1},
+                {"stage": "train", "method": {"name": "rigl", "density": 0.2}},
+                {"stage": "prune", "density": 0.15},
+                {"stage": "train"},
+            ],
+            {},
+            r"(?s)train at density 0\.2, but an earlier one leaves 0\.1.*prune at density 0\.15, but",
+        ),
         ([{"stage": "transform"}], {}, r"stages\[0\]\.method: transform needs one of"),
         (
             [{"stage": "search", "method": {"name": "rigl", "density": 0.1}}],

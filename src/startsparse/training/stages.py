@@ -209,8 +209,12 @@ def _order(stages: list[Stage]) -> list[str]:
     """What is wrong with the stages' order."""
     if stages[-1].recipe is None:
         return [f"stages: the last one must train, it is {stages[-1].kind!r}"]
-    wrong, trained = [], None
+    wrong, trained, most = [], None, 1.0
     for stage in stages:
+        density = _density(stage)
+        if density is not None and density > most:
+            wrong.append(f"stages: {stage.kind} at density {density:g}, but an earlier one leaves {most:g}")
+        most = min(most, density or most)
         if stage.recipe is not None and trained is None:
             trained = stage
         if stage.kind == "rewind" and stage.options["step"]:
@@ -219,6 +223,15 @@ def _order(stages: list[Stage]) -> list[str]:
                 have = "no stage has trained yet" if total is None else f"the first one trains {total} steps"
                 wrong.append(f"stages: rewind to step {stage.options['step']}, but {have}")
     return wrong
+
+
+def _density(stage: Stage) -> float | None:
+    """The share of the weights that a stage leaves; None where it is not known before."""
+    if stage.kind == "prune":
+        return stage.options["density"]
+    if stage.kind == "search" or stage.recipe is None or stage.recipe.method is None:
+        return None
+    return methods.make(**stage.recipe.resolved()["method"]).density
 
 
 def _rewound(stages: list[Stage]) -> list[Stage]:
