@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import startsparse as ss
 from startsparse.benchmarking.by_hand import Block
+from startsparse.execution import sequence
 from startsparse.execution.noted import noting
 from startsparse.execution.traces import trace_of
 from startsparse.training import models
@@ -49,6 +50,13 @@ def together(model: nn.Module, x: torch.Tensor = X) -> int:
     with noting() as notes:
         _ = model(x)
     return sum(map(len, notes.together))
+
+
+@pytest.fixture(autouse=True)
+def linear_layers_of_few_items_too(monkeypatch):
+    """They run together although their own calls would cost less."""
+    monkeypatch.setattr(sequence, "_FEW_TRAINED", 0)
+    monkeypatch.setattr(sequence, "_FEW", 0)
 
 
 @pytest.mark.parametrize("net", NETS)

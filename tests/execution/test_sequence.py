@@ -11,6 +11,7 @@ from torch import nn
 
 import startsparse as ss
 from startsparse.execution.noted import noting
+from startsparse.kernels import is_compiled
 
 from .fused_steps import X, assert_same_step, plainly
 from .twins import method
@@ -181,3 +182,16 @@ def test_a_container_of_ones_own():
     _ = attached(model)
     assert groups(model) == [4] and type(model[0]) is Unit
     assert_same_step(model)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_linear_layers_of_few_items_are_called_by_themselves_where_calls_are_compiled(training):
+    model = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 5))
+    _ = attached(model)
+    most = 32 if training else 256
+    with torch.set_grad_enabled(training):
+        for items in (1, most, 2 * most):
+            x = torch.randn(items, 12)
+            expected = [] if items <= most and is_compiled() else [2]
+            assert groups(model, x) == expected
+            torch.testing.assert_close(model(x), plainly(model, x))

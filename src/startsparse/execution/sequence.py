@@ -11,15 +11,20 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..kernels import Link, chained_linear
+from ..kernels import Link, chained_linear, is_compiled
 from ..kernels.geometry import ConvShape
 from . import fused, noted
 from .fused import Blocked, unobserved
 from .modules import SparseConv2d, SparseLinear
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_FEW_TRAINED, _FEW = (
+    32,
+    256,
+)  # items for which linear layers are called one by one, with and without gradients
 Pairs = list[tuple[nn.Module, nn.Module]]
 
 
@@ -138,13 +143,19 @@ def _linear(modules: Sequence[nn.Module], start: int, x: Activations) -> tuple[A
         return None, start + 1
     relu[-1] = False  # what follows the last layer is called by itself
     links = [Link(m.weight, m.bias, m.pattern, m.out_features, r) for m, r in zip(layers, relu, strict=True)]
-    y = chained_linear(x.rows(), links)
+    y = None if _too_few(x.rows()) else chained_linear(x.rows(), links)
     if y is None:
         for layer in layers:
-            noted.alone(layer, "too few items for the threads, or not a plain call with the compiled kernels")
+            noted.alone(layer, "too few items to gain by it, or not a plain call with the compiled kernels")
         return None, after
     noted.together(layers)
     return Activations(y), after
+
+
+def _too_few(x: Any) -> bool:
+    """Whether the layers' own calls, where they are compiled, cost less than entering Python for all of them at once."""
+    few = _FEW_TRAINED if torch.is_grad_enabled() else _FEW
+    return isinstance(x, Tensor) and x.shape[:-1].numel() <= few and is_compiled()
 
 
 def _convolutions(

@@ -53,7 +53,7 @@ def in_forward_mode() -> bool:
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether a call with these tensors is eager, and nobody looks on."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or torch.is_autocast_enabled("cpu"):
         return False
     if _dispatch_modes() or _function_modes() or _transforms() or in_forward_mode():
         return False
