@@ -15,7 +15,7 @@ import startsparse as ss
 
 from .twins import method
 
-pytestmark = pytest.mark.usefixtures("native")
+pytestmark = pytest.mark.usefixtures("native", "of_few_items_too")
 
 
 def net(*between: nn.Module) -> nn.Sequential:

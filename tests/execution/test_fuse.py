@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 import startsparse as ss
 from startsparse.benchmarking.by_hand import Block
-from startsparse.execution import sequence
 from startsparse.execution.noted import noting
 from startsparse.execution.traces import trace_of
 from startsparse.training import models
@@ -24,7 +23,7 @@ from .by_hand import BasicBlock, Gated, Mixed, Mlp, ResNet, Shared
 from .fused_steps import X, assert_same_step, plainly, step
 from .twins import method
 
-pytestmark = pytest.mark.usefixtures("native")
+pytestmark = pytest.mark.usefixtures("native", "of_few_items_too")
 
 NETS = {
     "in place, 1x1 on the way around": lambda: ResNet(BasicBlock),
@@ -50,13 +49,6 @@ def together(model: nn.Module, x: torch.Tensor = X) -> int:
     with noting() as notes:
         _ = model(x)
     return sum(map(len, notes.together))
-
-
-@pytest.fixture(autouse=True)
-def linear_layers_of_few_items_too(monkeypatch):
-    """They run together although their own calls would cost less."""
-    monkeypatch.setattr(sequence, "_FEW_TRAINED", 0)
-    monkeypatch.setattr(sequence, "_FEW", 0)
 
 
 @pytest.mark.parametrize("net", NETS)
