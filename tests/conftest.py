@@ -13,6 +13,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def decided():
+    """Kernels and autograd node are those of the user's cache, also where a test has a cache of its own."""
+    from startsparse.kernels import has_node
+
+    _ = has_node()
+
+
 @pytest.fixture
 def native():
     """The test is about the compiled kernels."""

@@ -102,6 +102,21 @@ def test_a_damaged_entry_is_measured_again(own_cache, monkeypatch, text):
     assert json.loads(entry.read_text()) == [4.0, 3.0]
 
 
+def test_times_of_other_kernels_are_not_taken(own_cache, monkeypatch):
+    monkeypatch.setattr(auto, "_measure", lambda layer, count, shape: (2.0, 1.0))
+    layer = find(perceptron())["0.weight"]
+    _ = auto.measure(layer, 40, (8, 12))
+    monkeypatch.setattr(auto, "_measure", lambda layer, count, shape: (4.0, 3.0))
+    assert auto.measure(layer, 40, (8, 12)) == (2.0, 1.0)
+    was = auto.has_node()
+    monkeypatch.setattr(auto, "has_node", lambda: not was)
+    assert auto.measure(layer, 40, (8, 12)) == (4.0, 3.0)
+    monkeypatch.setattr(auto, "source_key", lambda: "another")
+    assert len(list((own_cache / "timings").glob("*.json"))) == 2
+    _ = auto.measure(layer, 40, (8, 12))
+    assert len(list((own_cache / "timings").glob("*.json"))) == 3
+
+
 @pytest.mark.parametrize("text", ["[NaN, 1]", "[-1, 2]", "[0, 0]"])
 def test_an_entry_of_no_times_is_measured_again(own_cache, monkeypatch, text):
     monkeypatch.setattr(auto, "_measure", lambda layer, count, shape: (2.0, 1.0))

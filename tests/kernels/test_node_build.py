@@ -95,6 +95,14 @@ def test_nothing_is_started_where_it_cannot_be_compiled(folder, monkeypatch):
     assert "no-such-compiler" in node.compile_node()
 
 
+def test_programs_that_are_no_python_are_not_called_as_if_they_were(folder, monkeypatch):
+    for program in ("/opt/app/frozen", "", None):
+        monkeypatch.setattr("sys.executable", program)
+        assert node_build.load_or_start(folder) is None
+        assert not list(folder.iterdir())
+        assert "not run by a Python" in node.compile_node()
+
+
 def test_a_home_that_cannot_be_written_to(folder, monkeypatch):
     (folder / "file").touch()
     assert node_build.load_or_start(folder / "file" / "cache") is None
@@ -105,12 +113,12 @@ def test_a_home_that_cannot_be_written_to(folder, monkeypatch):
 def test_python_is_what_one_may_ask_for(folder, monkeypatch):
     monkeypatch.setenv("STARTSPARSE_NODE", "python")
     node.forget()
-    assert not node.is_compiled()
+    assert not node.has_node()
     assert not list(folder.glob("node-*"))
     monkeypatch.setenv("STARTSPARSE_NODE", "fast")
     node.forget()
     with pytest.raises(ValueError, match="STARTSPARSE_NODE must be 'auto' or 'python', not 'fast'"):
-        node.is_compiled()
+        node.has_node()
 
 
 def test_the_command_says_what_there_is_and_why_not(folder, monkeypatch, capsys):

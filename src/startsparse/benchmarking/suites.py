@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..kernels import backend, is_compiled
+from ..kernels import backend, has_node
 from . import conv, inference, linear, memory, steps, updates
 from .timing import Options, Row
 
@@ -45,5 +45,5 @@ def environment() -> Row:
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "kernels": backend().name,
-        "node": "compiled" if is_compiled() else "python",
+        "node": "compiled" if has_node() else "python",
     }

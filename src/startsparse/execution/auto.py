@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ..costs import input_shapes
 from ..draw import Drawn
-from ..kernels import cache_folder
+from ..kernels import backend, cache_folder, has_node
+from ..kernels.build import source_key
 from ..layers import Layer
 from .choice import Choice
 from .modules import to_sparse
@@ -92,7 +93,8 @@ def _identity(layer: Layer, count: int, shape: tuple[int, ...]) -> str:
     geometry = [getattr(module, key, None) for key in ("stride", "padding", "dilation", "groups")]
     share = f"{count / layer.parameter.numel():.2g}"
     machine = [platform.machine(), _processor(), torch.get_num_threads(), torch.__version__]
-    parts = [type(module).__name__, layer.shape, geometry, shape, share, *machine]
+    computes = [backend().name, source_key(), has_node()]
+    parts = [type(module).__name__, layer.shape, geometry, shape, share, *machine, *computes]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 

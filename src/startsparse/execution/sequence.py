@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import Link, chained_linear, is_compiled
+from ..kernels import Link, chained_linear, has_node
 from ..kernels.geometry import ConvShape
 from . import fused, noted
 from .fused import Blocked, unobserved
@@ -155,7 +155,7 @@ def _linear(modules: Sequence[nn.Module], start: int, x: Activations) -> tuple[A
 def _too_few(x: Any) -> bool:
     """Whether the layers' own calls, where they are compiled, cost less than entering Python for all of them at once."""
     few = _FEW_TRAINED if torch.is_grad_enabled() else _FEW
-    return isinstance(x, Tensor) and x.shape[:-1].numel() <= few and is_compiled()
+    return isinstance(x, Tensor) and x.shape[:-1].numel() <= few and has_node()
 
 
 def _convolutions(

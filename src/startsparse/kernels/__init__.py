@@ -22,7 +22,7 @@ from startsparse.kernels.library import cache_folder as cache_folder
 from startsparse.kernels.memory import keep_pages as keep_pages
 from startsparse.kernels.memory import release_scratch as release_scratch
 from startsparse.kernels.node import compile_node as compile_node
-from startsparse.kernels.node import is_compiled as is_compiled
+from startsparse.kernels.node import has_node as has_node
 from startsparse.kernels.observe import watch as watch
 from startsparse.kernels.pattern import Pattern as Pattern
 from startsparse.kernels.ranking import highest as highest

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parent / "csrc"
@@ -47,6 +48,7 @@ def instruction_sets() -> dict[str, tuple[str, ...]]:
     return {"portable": X86["portable"]}
 
 
+@lru_cache(maxsize=1)
 def source_key() -> str:
     """A hash of all that decides what the library contains: sources, flags and machine."""
     digest = hashlib.sha256()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -25,10 +26,11 @@ from startsparse.kernels.native import NativeBackend
 linear: Callable[..., Tensor] | None
 conv2d: Callable[..., Tensor] | None
 
+_lock = threading.Lock()
 _module: ModuleType | None = None  # once loaded it stays: torch knows its nodes
 
 
-def is_compiled() -> bool:
+def has_node() -> bool:
     """Whether calls go through the compiled node in this process."""
     if linear is _first_linear:
         _decide()
@@ -68,17 +70,24 @@ def forget() -> None:
 
 
 def _decide() -> None:
+    with _lock:
+        if linear is _first_linear:  # another thread may have been here first
+            _find()
+
+
+def _find() -> None:
     global linear, conv2d, _module
     asked = os.environ.get("STARTSPARSE_NODE", "auto")
     if asked not in ("auto", "python"):
         raise ValueError(f"STARTSPARSE_NODE must be 'auto' or 'python', not {asked!r}")
     kernels = library.backend()
-    linear = conv2d = None
     if asked == "python" or not isinstance(kernels, NativeBackend):
+        linear = conv2d = None
         return
     if _module is None:
         _module = node_build.load_or_start(library.cache_folder())
         if _module is None:
+            linear = conv2d = None
             return
         memory.lenders.append(_module.lend)
         observe.listen(_module.watched)

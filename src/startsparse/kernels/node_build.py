@@ -65,6 +65,10 @@ def can_build() -> str | None:
     """None, or why there can be no node on this machine."""
     if not sys.platform.startswith("linux"):
         return f"the compiled autograd node is for Linux, not {sys.platform}"
+    if "python" not in Path(sys.executable or "").name.lower():
+        return (
+            f"the program is not run by a Python of its own, but by {sys.executable or 'something unnamed'}"
+        )
     for header in (_python_headers() / "Python.h", _torch() / "include/torch/csrc/autograd/function.h"):
         if not header.is_file():
             return f"{header} is missing" + (" (python3-dev)" if header.name == "Python.h" else "")
