@@ -158,9 +158,7 @@ def begin_anew(optimizers: Iterable[Optimizer]) -> None:
     """Give optimizers the state that they have before their first step."""
     for optimizer in optimizers:
         optimizer.state.clear()
-        if isinstance(
-            optimizer, optim.Adagrad
-        ):  # makes it as it is made itself; older versions of torch only then
+        if isinstance(optimizer, optim.Adagrad):  # older versions of torch make its state only with it
             groups = [dict(group) for group in optimizer.param_groups]
             first = optimizer.defaults["initial_accumulator_value"]
             optimizer.state.update(optim.Adagrad(groups, initial_accumulator_value=first).state)

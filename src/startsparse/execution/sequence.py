@@ -21,10 +21,7 @@ from .fused import Blocked, unobserved
 from .modules import SparseConv2d, SparseLinear
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_FEW_TRAINED, _FEW = (
-    32,
-    256,
-)  # items for which linear layers are called one by one, with and without gradients
+_FEW_TRAINED, _FEW = 32, 256  # items whose linear layers are called one by one, with and without gradients
 Pairs = list[tuple[nn.Module, nn.Module]]
 
 
